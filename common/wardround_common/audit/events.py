@@ -1,0 +1,256 @@
+"""What the audit trail records: versioned, frozen schemas without free text.
+
+Rules.
+- No patient data, no count of records, no person's name, no free text: names are `Name`s, reasons
+  are closed lists, everything else is a digest, a key, a number fixed by the study or a signature.
+- A published kind never changes its meaning; a new fact is a new kind. A reader shows kinds and
+  versions that it does not know as `unknown`, it never drops them.
+- Where a hospital says something, the event carries the hospital's own signed envelope.
+- `concerns` names the sites that must be able to check the entry before they cosign.
+Not done here: encryption and framing (`seal`), order and time (the log's index; `t` is advisory).
+
+    >>> ServerStarted(version="0.1.0", config="sha256:" + "0" * 64).kind
+    'server.start'
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+
+from wardround_common.documents import Digest, Document, Name, first_problem, parse_json
+from wardround_common.errors import ProtocolError
+from wardround_common.signing import Envelope, PublicKey, Signature
+from wardround_common.study import AgeRecipient
+
+Round = Annotated[int, Field(ge=1)]
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+-]{1,40}$")]
+Reason = Literal[
+    "bad-signature", "bad-shape", "bad-digest", "not-finite", "replayed", "wrong-study", "wrong-model", "undecryptable"
+]
+"""Why a hospital's answer was not used."""
+
+
+class _Event(Document):
+    v: Literal[1] = 1
+
+
+class ServerStarted(_Event):
+    """The aggregation server started, with the digest of its configuration."""
+
+    kind: Literal["server.start"] = "server.start"
+    version: Version
+    config: Digest
+
+
+class ServerStopped(_Event):
+    """The aggregation server stopped in good order."""
+
+    kind: Literal["server.stop"] = "server.stop"
+
+
+class ReviewerAdded(_Event):
+    """From the next segment on, `recipient` can read entries."""
+
+    kind: Literal["reviewer.added"] = "reviewer.added"
+    name: Name
+    recipient: AgeRecipient
+
+
+class ClientInvited(_Event):
+    """A one-time invite was issued for `site`."""
+
+    kind: Literal["client.invited"] = "client.invited"
+    site: Name
+
+
+class ClientEnrolled(_Event):
+    """A site proved its invite and received a transport certificate."""
+
+    kind: Literal["client.enrolled"] = "client.enrolled"
+    site: Name
+    identity: PublicKey
+    certificate: Digest
+
+
+class ClientRevoked(_Event):
+    """A site's transport certificate is no longer accepted."""
+
+    kind: Literal["client.revoked"] = "client.revoked"
+    site: Name
+    certificate: Digest
+
+
+class AuthFailed(_Event):
+    """A connection was refused; `certificate` is what it presented."""
+
+    kind: Literal["auth.failed"] = "auth.failed"
+    certificate: Digest
+    reason: Literal["unknown-certificate", "revoked", "invite-unknown", "invite-expired", "invite-used", "not-tls13"]
+
+
+class StudyCreated(_Event):
+    """The operator proposed a study; the envelope carries the whole text."""
+
+    kind: Literal["study.created"] = "study.created"
+    study: Digest
+    envelope: Envelope
+
+
+class StudyApproved(_Event):
+    """A member co-signed, under the policy with this digest."""
+
+    kind: Literal["study.approved"] = "study.approved"
+    study: Digest
+    site: Name
+    policy: Digest
+    signature: Signature  # over the study of `study.created`
+
+
+class RoundStarted(_Event):
+    """The server pinned a round's plan."""
+
+    kind: Literal["round.started"] = "round.started"
+    study: Digest
+    round: Round
+    cohort: tuple[Name, ...]
+    model: Digest  # base model
+    adapter: Digest  # global adapter at the start of the round
+    code: Version  # wardround's version at the server
+
+
+class UpdateReceived(_Event):
+    """A member's answer was accepted; `header` is the member's signed `UpdateHeader`."""
+
+    kind: Literal["update.received"] = "update.received"
+    study: Digest
+    round: Round
+    site: Name
+    header: Envelope
+
+
+class PrivacySpent(_Event):
+    """What a member ran in this round: its signed mechanism record."""
+
+    kind: Literal["dp.spent"] = "dp.spent"
+    study: Digest
+    round: Round
+    site: Name
+    record: Envelope
+
+
+class ClientDropped(_Event):
+    """A member's answer was not used in this round."""
+
+    kind: Literal["client.dropped"] = "client.dropped"
+    study: Digest
+    round: Round
+    site: Name
+    reason: Reason | Literal["late", "refused", "failed-locally"]
+
+
+class RoundAggregated(_Event):
+    """The mean of the survivors' updates was added to the global adapter."""
+
+    kind: Literal["round.aggregated"] = "round.aggregated"
+    study: Digest
+    round: Round
+    survivors: tuple[Name, ...]
+    adapter: Digest  # global adapter after the round
+
+
+class RoundFailed(_Event):
+    """The round was not released; its number and its ε stay spent."""
+
+    kind: Literal["round.failed"] = "round.failed"
+    study: Digest
+    round: Round
+    reason: Literal["cohort-too-small", "sum-out-of-range", "aborted"]
+
+
+class WitnessQuorum(_Event):
+    """Enough members cosigned the checkpoint over tree size `size`."""
+
+    kind: Literal["witness.quorum"] = "witness.quorum"
+    study: Digest
+    round: Round
+    size: Annotated[int, Field(ge=1)]
+    witnesses: tuple[Name, ...]
+
+
+class WitnessRefused(_Event):
+    """A member refused to cosign."""
+
+    kind: Literal["witness.refused"] = "witness.refused"
+    study: Digest
+    round: Round
+    site: Name
+
+
+class ModelReleased(_Event):
+    """The adapter of the round that the study had fixed was released."""
+
+    kind: Literal["model.released"] = "model.released"
+    study: Digest
+    round: Round
+    adapter: Digest
+    provenance: Digest
+
+
+Event = (
+    ServerStarted
+    | ServerStopped
+    | ReviewerAdded
+    | ClientInvited
+    | ClientEnrolled
+    | ClientRevoked
+    | AuthFailed
+    | StudyCreated
+    | StudyApproved
+    | RoundStarted
+    | UpdateReceived
+    | PrivacySpent
+    | ClientDropped
+    | RoundAggregated
+    | RoundFailed
+    | WitnessQuorum
+    | WitnessRefused
+    | ModelReleased
+)
+"""Every known event."""
+
+_events: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+class Unknown(Document):
+    """An entry of a kind or version that this reader does not know; shown, never dropped."""
+
+    kind: str
+    v: int
+
+
+def parse_event(data: bytes) -> Event | Unknown:
+    """Decode one event's canonical JSON.
+
+    Raises:
+        ProtocolError: not JSON, or a known kind whose fields are wrong.
+    """
+    value = parse_json(data)
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str) or not isinstance(value.get("v"), int):
+        raise _invalid("kind or version is missing")
+    if value["v"] != 1 or value["kind"] not in KINDS:
+        return Unknown(kind=value["kind"][:80], v=value["v"])
+    try:
+        return _events.validate_json(data)
+    except ValidationError as error:
+        raise _invalid(first_problem(error)) from None
+
+
+KINDS: frozenset[str] = frozenset(cls.model_fields["kind"].default for cls in Event.__args__)
+
+
+def _invalid(why: str) -> ProtocolError:
+    return ProtocolError(
+        "event-invalid",
+        f"audit entry holds no valid event: {why}",
+        next_step="the server wrote a wrong entry: keep the log folder and ask the operator",
+    )

@@ -1,0 +1,155 @@
+"""A hospital's policy: what its responsible person allows, whatever a server asks for.
+
+Rules.
+- `review` compares a study with the policy and returns every clause with its finding; `require`
+  raises if one is refused. Both are pure: no file, clock or network.
+- A clause that the study does not touch is still listed, so that a person sees all of them.
+- Nothing in a study or a message can change a policy; it is read from the hospital's disk only.
+Not done here: the lifetime budget (the ledger knows what was spent), signatures.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wardround_common.documents import Digest, Document, Line, Name
+from wardround_common.errors import PolicyError
+from wardround_common.privacy.mechanism import Unit
+from wardround_common.signing import PublicKey
+from wardround_common.study import AgeRecipient, Study, UpdateProtection
+
+POLICY_APPROVAL_TYPE = "application/vnd.wardround.approval+json"
+"""DSSE payload type of an `Approval`."""
+
+
+class Pins(Document):
+    """Keys that the hospital compared out of band; any other key is refused."""
+
+    operator: PublicKey
+    log: Line  # C2SP verifier key of the audit trail
+    members: dict[Name, PublicKey]
+    reviewers: dict[Name, AgeRecipient]
+
+
+class Policy(Document):
+    """The clauses of `policy.yaml`."""
+
+    format: Literal["wardround/policy/1"] = "wardround/policy/1"
+    lifetime_epsilon: Annotated[float, Field(gt=0)]  # over all studies, per unit at this site, at lifetime_delta
+    lifetime_delta: Annotated[float, Field(gt=0, lt=0.01)]
+    max_epsilon: Annotated[float, Field(gt=0)]  # of one study
+    max_delta: Annotated[float, Field(gt=0, lt=0.01)]
+    units: Annotated[tuple[Unit, ...], Field(min_length=1)]
+    min_noise_multiplier: Annotated[float, Field(ge=0)]
+    min_cohort: Annotated[int, Field(ge=2)]
+    min_colluders: Annotated[int, Field(ge=0)]  # the study must withstand at least so many colluding members
+    let_server_see_single_updates: bool  # allows protection: hpke
+    models: tuple[Digest, ...]  # base models that may be trained
+    tasks: tuple[Literal["classification", "instruction"], ...]
+    datasets: tuple[Name, ...]
+    max_rank: Annotated[int, Field(ge=1)]
+    max_rounds: Annotated[int, Field(ge=1)]
+    max_hours: Annotated[float, Field(gt=0)]
+    pins: Pins
+
+
+class Clause(Document):
+    """One finding of `review`: what the study asks, what the policy allows."""
+
+    name: str
+    asked: str
+    allowed: str
+    passed: bool
+
+
+class Approval(Document):
+    """What the responsible person signs: this study, under this policy, at this site."""
+
+    format: Literal["wardround/approval/1"] = "wardround/approval/1"
+    site: Name
+    study: Digest
+    policy: Digest
+
+
+def review(policy: Policy, study: Study) -> tuple[Clause, ...]:
+    """Return every clause of `policy` with its finding for `study`, in the order of the file."""
+    return (*_privacy_clauses(policy, study), *_cohort_clauses(policy, study), *_model_clauses(policy, study))
+
+
+def require(policy: Policy, study: Study) -> None:
+    """Return if every clause passes.
+
+    Raises:
+        PolicyError: names the first refused clause and how many there are.
+    """
+    refused = [clause for clause in review(policy, study) if not clause.passed]
+    if refused:
+        first = refused[0]
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise PolicyError(
+            "policy-refused",
+            f"policy refuses study {study.name}: {first.name} is {first.asked}, allowed {first.allowed}{more}",
+            next_step="see all clauses with: wardround client approve --dry-run",
+        )
+
+
+def _privacy_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
+    p = study.privacy
+    return (
+        _at_most("epsilon of this study", p.epsilon, policy.max_epsilon),
+        _at_most("delta", p.delta, policy.max_delta),
+        _one_of("unit of privacy", p.unit, policy.units),
+        _at_least("noise multiplier", p.noise_multiplier, policy.min_noise_multiplier),
+        _at_most("rounds with spare attempts", p.rounds + p.spare_rounds, policy.max_rounds),
+        _at_most("hours", study.timing.max_hours, policy.max_hours),
+    )
+
+
+def _cohort_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
+    pins, cohort = policy.pins, study.cohort
+    sees_single = study.protection is UpdateProtection.HPKE
+    return (
+        _at_least("minimum cohort", cohort.min_cohort, policy.min_cohort),
+        _at_least("colluders withstood", cohort.colluders, policy.min_colluders),
+        Clause(
+            name="protection of updates",
+            asked=study.protection.value,
+            allowed="server may see single updates" if policy.let_server_see_single_updates else "sums only",
+            passed=policy.let_server_see_single_updates or not sees_single,
+        ),
+        _pinned("operator", {study.server.name: study.server.identity}, {study.server.name: pins.operator}),
+        _pinned("audit log key", {"log": study.server.log}, {"log": pins.log}),
+        _pinned("members", {m.name: m.identity for m in cohort.members}, pins.members),
+        _pinned("reviewers", {r.name: r.recipient for r in study.reviewers}, pins.reviewers),
+    )
+
+
+def _model_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
+    return (
+        _one_of("task", study.task.kind, policy.tasks),
+        _one_of("data set", study.task.dataset, policy.datasets),
+        _one_of("base model", study.model.content, policy.models),
+        _at_most("adapter rank", study.adapter.rank, policy.max_rank),
+    )
+
+
+def _at_most(name: str, asked: float, limit: float) -> Clause:
+    return Clause(name=name, asked=f"{asked:g}", allowed=f"at most {limit:g}", passed=asked <= limit)
+
+
+def _at_least(name: str, asked: float, limit: float) -> Clause:
+    return Clause(name=name, asked=f"{asked:g}", allowed=f"at least {limit:g}", passed=asked >= limit)
+
+
+def _one_of(name: str, asked: str, allowed: tuple[str, ...]) -> Clause:
+    return Clause(name=name, asked=asked, allowed=", ".join(allowed) or "none", passed=asked in allowed)
+
+
+def _pinned(name: str, asked: dict[str, str], pinned: dict[str, str]) -> Clause:
+    strangers = sorted(who for who, key in asked.items() if pinned.get(who) != key)
+    return Clause(
+        name=name,
+        asked=", ".join(sorted(asked)) if not strangers else "not pinned: " + ", ".join(strangers),
+        allowed="keys compared out of band",
+        passed=not strangers,
+    )

@@ -1,0 +1,1 @@
+"""Mechanism records (`mechanism`) and their price in ε (`accountant`)."""

@@ -1,0 +1,99 @@
+"""The documents of a round: what the server asks, what a hospital answers.
+
+Rules.
+- A plan and a header are the whole protocol of a round; tensors travel as blobs named by digest.
+- A hospital answers one (study, round) once. The same plan gets the same bytes again; a different
+  plan for the same round is refused.
+- A header is signed by the hospital and carries study constants and digests only.
+Byte format: docs/spec/round.md.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wardround_common.documents import Digest, Document, Name
+from wardround_common.signing import Envelope
+
+UPDATE_HEADER_TYPE = "application/vnd.wardround.update-header+json"
+"""DSSE payload type of an `UpdateHeader`."""
+
+MAX_NOTE_BYTES = 65_536
+"""A checkpoint with 100 cosignatures has about 15 kB."""
+
+Refusal = Literal["refused", "failed-locally", "busy"]
+"""All that a hospital says when it does not answer; the reasons stay in its local log."""
+
+
+class BlobRef(Document):
+    """Bytes that travel beside a message, by content."""
+
+    digest: Digest
+    length: Annotated[int, Field(ge=0, le=1 << 34)]  # bytes
+
+
+class RoundPlan(Document):
+    """The server's request to train round `round` from `adapter`."""
+
+    format: Literal["wardround/round-plan/1"] = "wardround/round-plan/1"
+    study: Digest
+    round: Annotated[int, Field(ge=1)]
+    cohort: tuple[Name, ...]
+    adapter: BlobRef  # safetensors: the global adapter (docs/spec/adapter.md)
+    witnessed: Annotated[str, Field(max_length=MAX_NOTE_BYTES)] = ""  # checkpoint of round - 1 with its cosignatures
+
+
+class UpdateHeader(Document):
+    """What a hospital signs about its sealed update."""
+
+    format: Literal["wardround/update-header/1"] = "wardround/update-header/1"
+    study: Digest
+    round: Annotated[int, Field(ge=1)]
+    site: Name
+    plan: Digest
+    adapter: Digest  # the global adapter that it started from
+    sealed: BlobRef  # the envelope's bytes
+    parameters: Annotated[int, Field(ge=1)]  # length of the update's vector
+
+
+class RoundAnswer(Document):
+    """A hospital's answer: signed header and signed mechanism record."""
+
+    format: Literal["wardround/round-answer/1"] = "wardround/round-answer/1"
+    header: Envelope
+    record: Envelope
+
+
+class Refused(Document):
+    """A hospital's generic refusal."""
+
+    format: Literal["wardround/refused/1"] = "wardround/refused/1"
+    code: Refusal
+
+
+class Disclosed(Document):
+    """One audit entry with the key that opens it, for the site that it concerns."""
+
+    index: Annotated[int, Field(ge=0)]
+    entry: bytes  # the log entry
+    key: bytes  # its message key
+    proof: tuple[bytes, ...]  # inclusion proof in the offered checkpoint
+
+
+class CheckpointOffer(Document):
+    """The server's request to cosign: checkpoint, consistency proof, entries to check first."""
+
+    format: Literal["wardround/checkpoint-offer/1"] = "wardround/checkpoint-offer/1"
+    study: Digest
+    round: Annotated[int, Field(ge=1)]
+    checkpoint: Annotated[str, Field(max_length=MAX_NOTE_BYTES)]  # signed note by the log key
+    old_size: Annotated[int, Field(ge=0)]  # the proof starts at this tree size
+    consistency: tuple[bytes, ...]
+    disclosed: tuple[Disclosed, ...]
+
+
+class Cosignature(Document):
+    """A hospital's cosignature line over the offered checkpoint (C2SP tlog-cosignature)."""
+
+    format: Literal["wardround/cosignature/1"] = "wardround/cosignature/1"
+    line: Annotated[str, Field(max_length=400)]

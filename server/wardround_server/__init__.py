@@ -1,0 +1,5 @@
+"""The operator's side: transport, rounds, audit log, release.
+
+`transport` is the gRPC service and Flower's `Grid` over it, `rounds` the strategy and its durable
+state, `auditlog` the log's only writer, `release` what leaves the federation. No torch here.
+"""
