@@ -16,6 +16,7 @@ looked at. Not done here: signatures (see `signing`).
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -31,8 +32,9 @@ Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
 """Name of a site, study, reviewer or data set: lower-case letters, digits and dashes."""
 
-Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=300)]
-"""One line of text for people, without control characters."""
+_BREAKS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"  # controls, line separators, bidi overrides
+Line = Annotated[str, StringConstraints(pattern=f"^[^{_BREAKS}]*$", max_length=300)]
+"""One line of text for people; nothing in it can move a cursor or reorder what a person reads before signing."""
 
 
 class Document(BaseModel):
@@ -94,7 +96,9 @@ def parse_json(data: bytes, *, limit: int = MAX_DOCUMENT_BYTES) -> Any:
     if len(data) > limit:
         raise _malformed(f"{len(data)} bytes where at most {limit} are allowed")
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite_float
+        )
     except RecursionError:
         raise _malformed("nested too deeply") from None
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
@@ -104,8 +108,9 @@ def parse_json(data: bytes, *, limit: int = MAX_DOCUMENT_BYTES) -> Any:
 def first_problem(error: ValidationError) -> str:
     """Return pydantic's first finding as `field: reason`, without the offending value."""
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "document"
-    return f"{where}: {problem['msg']}"
+    # An unknown key's name comes from the sender: cut it and keep it on one line.
+    where = ".".join(str(part)[:60] for part in problem["loc"])[:200] or "document"
+    return "".join(c if c.isprintable() else "?" for c in f"{where}: {problem['msg']}")
 
 
 def _malformed(why: str) -> ProtocolError:
@@ -125,3 +130,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not allowed")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999 is valid JSON, and infinity in Python
+        raise ValueError("number out of range")
+    return value

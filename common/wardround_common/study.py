@@ -196,6 +196,9 @@ class Study(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # Policies pin reviewers by name: a second key under a pinned name would slip past.
+        if len({r.name for r in self.reviewers}) != len(self.reviewers):
+            raise ValueError("reviewers must have distinct names")
         if self.released_round > self.privacy.rounds:
             raise ValueError("released_round lies after the last round")
         if self.privacy.unit == "record" and self.privacy.records_per_unit != 1:

@@ -25,7 +25,16 @@ from wardround_common.study import AgeRecipient
 Round = Annotated[int, Field(ge=1)]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+-]{1,40}$")]
 Reason = Literal[
-    "bad-signature", "bad-shape", "bad-digest", "not-finite", "replayed", "wrong-study", "wrong-model", "undecryptable"
+    "malformed",
+    "bad-signature",
+    "bad-shape",
+    "bad-digest",
+    "not-finite",
+    "replayed",
+    "wrong-study",
+    "wrong-model",
+    "undecryptable",
+    "out-of-range",
 ]
 """Why a hospital's answer was not used."""
 
@@ -97,12 +106,11 @@ class StudyCreated(_Event):
 
 
 class StudyApproved(_Event):
-    """A member co-signed, under the policy with this digest."""
+    """A member co-signed the study of `study.created`."""
 
     kind: Literal["study.approved"] = "study.approved"
     study: Digest
     site: Name
-    policy: Digest
     signature: Signature  # over the study of `study.created`
 
 
@@ -232,17 +240,21 @@ def parse_event(data: bytes) -> Event | Unknown:
     """Decode one event's canonical JSON.
 
     Raises:
-        ProtocolError: not JSON, or a known kind whose fields are wrong.
+        ProtocolError: not JSON, or a known kind whose fields are wrong or that is not in canonical form.
     """
     value = parse_json(data)
-    if not isinstance(value, dict) or not isinstance(value.get("kind"), str) or not isinstance(value.get("v"), int):
+    # `type(...) is int`: true is an int to isinstance, and no version.
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str) or type(value.get("v")) is not int:
         raise _invalid("kind or version is missing")
-    if value["v"] != 1 or value["kind"] not in KINDS:
-        return Unknown(kind=value["kind"][:80], v=value["v"])
     try:
-        return _events.validate_json(data)
+        if value["v"] != 1 or value["kind"] not in KINDS:
+            return Unknown(kind=value["kind"][:80], v=value["v"])
+        event = _events.validate_json(data)
     except ValidationError as error:
         raise _invalid(first_problem(error)) from None
+    if event.to_bytes() != data:
+        raise _invalid("not in canonical form")
+    return event
 
 
 KINDS: frozenset[str] = frozenset(cls.model_fields["kind"].default for cls in Event.__args__)
