@@ -25,32 +25,79 @@ POLICY_APPROVAL_TYPE = "application/vnd.wardround.approval+json"
 class Pins(Document):
     """Keys that the hospital compared out of band; any other key is refused."""
 
-    operator: PublicKey
-    log: Line  # C2SP verifier key of the audit trail
-    members: dict[Name, PublicKey]
-    reviewers: dict[Name, AgeRecipient]
+    operator: Annotated[PublicKey, Field(description="The operator's identity; it signs studies and releases.")]
+    log: Annotated[Line, Field(description="The audit trail's verifier key (C2SP): name+hash+key.")]
+    members: Annotated[
+        dict[Name, PublicKey],
+        Field(
+            description="Every other hospital's identity, and this one's. Compare each fingerprint by telephone with a "
+            "number that you already had.",
+            examples=[{"st-elsewhere": "ed25519:…"}],
+        ),
+    ]
+    reviewers: Annotated[
+        dict[Name, AgeRecipient],
+        Field(
+            description="Who may read the audit trail: each reviewer's age recipient.", examples=[{"alice": "age1…"}]
+        ),
+    ]
 
 
 class Policy(Document):
     """The clauses of `policy.yaml`."""
 
     format: Literal["wardround/policy/1"] = "wardround/policy/1"
-    lifetime_epsilon: Annotated[float, Field(gt=0)]  # over all studies, per unit at this site, at lifetime_delta
-    lifetime_delta: Annotated[float, Field(gt=0, lt=0.01)]
-    max_epsilon: Annotated[float, Field(gt=0)]  # of one study
-    max_delta: Annotated[float, Field(gt=0, lt=0.01)]
-    units: Annotated[tuple[Unit, ...], Field(min_length=1)]
-    min_noise_multiplier: Annotated[float, Field(ge=0)]
-    min_cohort: Annotated[int, Field(ge=2)]
-    min_colluders: Annotated[int, Field(ge=0)]  # the study must withstand at least so many colluding members
-    let_server_see_single_updates: bool  # allows protection: hpke
-    models: tuple[Digest, ...]  # base models that may be trained
-    tasks: tuple[Literal["classification", "instruction"], ...]
-    datasets: tuple[Name, ...]
-    max_rank: Annotated[int, Field(ge=1)]
-    max_rounds: Annotated[int, Field(ge=1)]
-    max_hours: Annotated[float, Field(gt=0)]
-    pins: Pins
+    lifetime_epsilon: Annotated[
+        float,
+        Field(
+            gt=0, description="Budget over all studies together, per unit of privacy at this site, at lifetime_delta."
+        ),
+    ]
+    lifetime_delta: Annotated[
+        float, Field(gt=0, lt=0.01, description="δ of the lifetime budget; keep it far below 1 / number of patients.")
+    ]
+    max_epsilon: Annotated[
+        float, Field(gt=0, description="The most that one study may cost, its spare rounds included.")
+    ]
+    max_delta: Annotated[float, Field(gt=0, lt=0.01, description="The largest δ that a study may state.")]
+    units: Annotated[
+        tuple[Unit, ...],
+        Field(
+            min_length=1,
+            description="Units of privacy that a study may use. patient hides everything of one patient at this site, "
+            "record only one record.",
+        ),
+    ]
+    min_noise_multiplier: Annotated[
+        float, Field(ge=0, description="Noise standard deviation divided by the clipping norm: at least this.")
+    ]
+    min_cohort: Annotated[
+        int, Field(ge=2, description="A round may be released only with at least so many hospitals' answers.")
+    ]
+    min_colluders: Annotated[
+        int, Field(ge=0, description="The study must withstand at least so many members that collude with the server.")
+    ]
+    let_server_see_single_updates: Annotated[
+        bool,
+        Field(
+            description="true allows protection hpke: the server opens this hospital's single update. The update "
+            "already carries this hospital's full noise, so ε holds, but nothing else hides it from the server."
+        ),
+    ]
+    models: Annotated[
+        tuple[Digest, ...], Field(description="Digests of the base models that may be trained (sha256:…); empty: none.")
+    ]
+    tasks: Annotated[
+        tuple[Literal["classification", "instruction"], ...], Field(description="Kinds of task that may be trained.")
+    ]
+    datasets: Annotated[
+        tuple[Name, ...],
+        Field(description="Data sets, by their names in client.toml, that may be used; empty: none."),
+    ]
+    max_rank: Annotated[int, Field(ge=1, description="Largest rank of an adapter: bounds what can be memorised.")]
+    max_rounds: Annotated[int, Field(ge=1, description="Most rounds of one study, spare attempts included.")]
+    max_hours: Annotated[float, Field(gt=0, description="Longest duration of one study, in hours.")]
+    pins: Annotated[Pins, Field(description="Keys that were compared out of band. Whoever is not here is refused.")]
 
 
 class Clause(Document):
