@@ -1,0 +1,120 @@
+"""A study in plain sentences, for the people who propose and who approve it.
+
+Rules.
+- Every sentence follows from a field of the study; none of them is free text of the operator except
+  the purpose, which is quoted as such.
+- ε never stands alone: δ, unit and adjacency stand beside it.
+- What the study does *not* protect against is said in the same list.
+Not done here: whether the policy allows it (`policy.review`), what is left of the budget (ledger).
+
+    >>> for sentence in explain(study): ...  # doctest: +SKIP
+"""
+
+from wardround_common.study import Study
+
+LEAVES_THE_HOSPITAL = (
+    "its certificate request and public keys",
+    "its signatures over documents that it was shown",
+    "its sealed, already noisy adapter update with a signed header",
+    "its signed mechanism record, which holds constants of the study only",
+    "its cosignatures of audit checkpoints",
+    "its protocol version and ready, busy, refused or failed-locally",
+    "what TLS and gRPC say themselves, and the times and sizes of all of this",
+)
+"""Everything that may leave a hospital, in words (docs/sharp-edges.md has the fine print)."""
+
+
+def explain(study: Study) -> tuple[str, ...]:
+    """Return the study as plain sentences, in the order in which a person decides."""
+    return (
+        f"Study {study.name}, proposed by {study.server.name}. Stated purpose: “{study.purpose}”",
+        _task(study),
+        _model(study),
+        _budget(study),
+        _mechanism(study),
+        _members(study),
+        _collusion(study),
+        vanishing(study),
+        _protection(study),
+        _release(study),
+        f"Audit trail: encrypted to {', '.join(sorted(r.name for r in study.reviewers))}; "
+        f"{study.cohort.witness_quorum} of {len(study.cohort.members)} hospitals must cosign it before the next round.",
+        f"What leaves the hospital: {'; '.join(LEAVES_THE_HOSPITAL)}. Nothing else.",
+    )
+
+
+def vanishing(study: Study) -> str:
+    """Return the sentence on how many hospitals may vanish without stopping the study."""
+    cohort = study.cohort
+    n = len(cohort.members)
+    spare = n - max(cohort.min_cohort, cohort.witness_quorum)
+    if spare == 0:
+        return f"No hospital may vanish: while one of the {n} is away, the round pauses until it returns."
+    return f"{spare} of the {n} hospitals may vanish; if more are away, the round pauses until they return."
+
+
+def _task(study: Study) -> str:
+    task = study.task
+    if task.kind == "classification":
+        what = f"classify column {task.text_column!r} into {len(task.labels)} labels, learnt from {task.label_column!r}"
+    else:
+        what = f"answer column {task.text_column!r} as column {task.label_column!r} does"
+    return f"Task: {what}, on data set {task.dataset}. Beside the local patient column, no other is read."
+
+
+def _model(study: Study) -> str:
+    adapter = study.adapter
+    return (
+        f"Trained: a {adapter.kind} adapter of rank {adapter.rank} with {adapter.parameters:,} values on base model "
+        f"{study.model.source}; the base model itself stays as it is. Texts are cut to {study.model.max_tokens} tokens."
+    )
+
+
+def _budget(study: Study) -> str:
+    p = study.privacy
+    return (
+        f"Privacy: the whole plan costs one {p.unit} at one hospital at most ε = {p.epsilon:g} at δ = {p.delta:g} "
+        f"({p.adjacency}). Approval reserves all of it, spare attempts included."
+    )
+
+
+def _mechanism(study: Study) -> str:
+    p = study.privacy
+    spare = f" and {p.spare_rounds} spare attempts" if p.spare_rounds else ""
+    return (
+        f"Mechanism: {p.rounds} rounds{spare} of {p.steps_per_round} steps; each step draws every {p.unit} with "
+        f"probability {p.sample_rate:g}, clips it to {p.clip_norm:g} and adds noise of {p.noise_multiplier:g} × that. "
+        "Each hospital adds its own full noise before anything leaves."
+    )
+
+
+def _members(study: Study) -> str:
+    names = [member.name for member in study.cohort.members]
+    return (
+        f"Members: {', '.join(names)}. A round counts only with answers of at least {study.cohort.min_cohort} of "
+        f"{len(names)} hospitals."
+    )
+
+
+def _collusion(study: Study) -> str:
+    c = study.cohort.colluders
+    if c == 0:
+        return "Collusion: the thresholds assume that no member colludes with the server."
+    members = "member" if c == 1 else "members"
+    return f"Collusion: the thresholds hold although up to {c} {members} may collude with the server."
+
+
+def _protection(study: Study) -> str:
+    return (
+        f"Protection {study.protection.value}: updates are sealed to the server, which can open each hospital's single "
+        "update. That update already carries the hospital's full noise; nothing else hides it from the server."
+    )
+
+
+def _release(study: Study) -> str:
+    p = study.privacy
+    evaluation = "no evaluation" if study.evaluation == "none" else f"evaluation on the {study.evaluation} set only"
+    return (
+        f"Release: the adapter of round {study.released_round} of {p.rounds}, fixed now; {evaluation}. "
+        f"A round may take {study.timing.round_deadline_s:g} s, the study {study.timing.max_hours:g} hours."
+    )
