@@ -83,7 +83,38 @@ def write_public_key(path: Path, key: Ed25519PrivateKey) -> None:
     Raises:
         StorageError: the file exists already or cannot be written.
     """
-    _create(path, public_key_text(key.public_key()).encode() + b"\n", 0o644)
+    write_public(path, public_key_text(key.public_key()).encode() + b"\n")
+
+
+def write_public(path: Path, data: bytes) -> None:
+    """Create `path` with mode 0644, for certificates and public keys.
+
+    Raises:
+        StorageError: the file exists already or cannot be written.
+    """
+    _create(path, data, 0o644)
+
+
+def replace_public(path: Path, data: bytes) -> None:
+    """Replace `path` (mode 0644) in one step: readers see the old or the new content.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary.unlink(missing_ok=True)
+    write_public(temporary, data)
+    temporary.replace(path)
+    flush_folder(path.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a small file that holds no secret (a certificate, a public key).
+
+    Raises:
+        ConfigError: missing, unreadable or too large.
+    """
+    return _read(path)[0]
 
 
 def read_private(path: Path) -> bytes:
