@@ -1,9 +1,9 @@
 """Frozen documents and their one byte representation.
 
 Rules. A document has exactly one encoding: UTF-8 JSON, keys sorted by code point, no white space,
-no NaN or infinity, floats in Python's shortest round-trip form. Digests and signatures are always
-taken over those bytes, so re-encoding what was decoded must give the same bytes back; anything
-else is refused. Unknown keys, duplicate keys and oversized input are refused before any field is
+no NaN or infinity, floats in Python's shortest round-trip form, bytes as padded base64url. Digests
+and signatures are always taken over those bytes, so re-encoding what was decoded must give the same
+bytes back; anything else is refused. Unknown keys, duplicate keys and oversized input are refused before any field is
 looked at. Not done here: signatures (see `signing`).
 
     >>> class Point(Document):
@@ -96,9 +96,12 @@ def parse_json(data: bytes, *, limit: int = MAX_DOCUMENT_BYTES) -> Any:
     if len(data) > limit:
         raise _malformed(f"{len(data)} bytes where at most {limit} are allowed")
     try:
-        return json.loads(
+        value = json.loads(
             data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite_float
         )
+        if b"\\ud" in data.lower():  # half a surrogate pair is no text, and fails where it is printed
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError:
         raise _malformed("nested too deeply") from None
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError

@@ -232,8 +232,8 @@ _events: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="
 class Unknown(Document):
     """An entry of a kind or version that this reader does not know; shown, never dropped."""
 
-    kind: str
-    v: int
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+    v: Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def parse_event(data: bytes) -> Event | Unknown:
@@ -248,7 +248,7 @@ def parse_event(data: bytes) -> Event | Unknown:
         raise _invalid("kind or version is missing")
     try:
         if value["v"] != 1 or value["kind"] not in KINDS:
-            return Unknown(kind=value["kind"][:80], v=value["v"])
+            return Unknown(kind=value["kind"], v=value["v"])
         event = _events.validate_json(data)
     except ValidationError as error:
         raise _invalid(first_problem(error)) from None
