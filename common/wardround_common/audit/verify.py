@@ -1,0 +1,397 @@
+"""Check an audit folder against a trust file: four separate answers, never one green tick.
+
+Rules (docs/spec/audit.md, "What a verifier answers").
+- Content: every entry, tile, age file and both checkpoints are derived again from the entries.
+- Append-only since the last visit: by the verifier's own remembered tree head, never by the folder's word.
+- Seen by k of n hospitals: genuine cosignatures by distinct members over the cosigned checkpoint.
+- Complete up to T: the latest time that a quorum attested; later entries are unknown.
+- An answer is yes, no or unknown; `LogReport.require` raises the first "no".
+Not done here: decryption (`reader`), printing (`cli`).
+
+    >>> verify_log(LogFolder(Path("audit")), load_trust(Path("trust.yaml"))).require()  # doctest: +SKIP
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wardround_common.audit.note import Checkpoint, cosigned_times, open_checkpoint
+from wardround_common.audit.reader import LogFolder, altered
+from wardround_common.audit.seal import SegmentChain, key_file_altered, parse_entry
+from wardround_common.audit.tiles import (
+    EMPTY_ROOT,
+    HASH_BYTES,
+    MAX_BUNDLE_BYTES,
+    TILE_WIDTH,
+    RightEdge,
+    Tile,
+    TileName,
+    bundle_names,
+    encode_bundle,
+    leaf_hash,
+)
+from wardround_common.audit.trust import Trust
+from wardround_common.audit.witness import forked, quorum_missing, rolled_back
+from wardround_common.documents import Document, sha256_digest
+from wardround_common.errors import VerificationError
+
+Progress = Callable[[int, int], None]
+"""(entries checked, entries in all)."""
+
+_RETRIES = 3  # a live writer may delete a partial tile between two reads
+
+
+class LastSeen(Document):
+    """The tree head that a verifier saw at its last visit."""
+
+    format: Literal["wardround/last-seen/1"] = "wardround/last-seen/1"
+    log: str  # C2SP verifier key
+    size: Annotated[int, Field(ge=0)]  # entries
+    root: Annotated[bytes, Field(min_length=32, max_length=32)]
+    cosigned: Annotated[int, Field(ge=0)]  # entries under a quorum's cosignatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer: yes, no (with the error) or unknown, and one line for people."""
+
+    status: Literal["yes", "no", "unknown"]
+    text: str
+    error: VerificationError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogReport:
+    """What was found. Times are seconds since 1970."""
+
+    size: int  # entries under the newest checkpoint
+    segments: int
+    cosigned_size: int  # entries under the newest quorum
+    cosigned_by: dict[str, int]  # hospital -> its time
+    members: int  # n
+    quorum: int  # k
+    complete_until: int | None
+    intact: Answer
+    append_only: Answer
+    witnessed: Answer
+    complete: Answer
+    remarks: tuple[str, ...]
+    last_seen: LastSeen | None  # to remember for the next visit; None when nothing may be remembered
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The four answers by name, in order."""
+        return {
+            "content intact": self.intact,
+            "append-only since last visit": self.append_only,
+            f"seen by {self.quorum} of {self.members} hospitals": self.witnessed,
+            "complete": self.complete,
+        }
+
+    def require(self, *, allow_unwitnessed: bool = False) -> None:
+        """Raise when an answer is no.
+
+        Args:
+            allow_unwitnessed: accept a log that no quorum has cosigned at all, as after an interruption
+                before the first round ended. Such a log shows nothing but the operator's word.
+
+        Raises:
+            VerificationError: the first "no", in the order of `answers`.
+        """
+        for answer in self.answers.values():
+            unwitnessed = answer is self.witnessed and self.cosigned_size == 0 and not self.cosigned_by
+            if answer.error and not (allow_unwitnessed and unwitnessed and answer.error.code == "log-not-witnessed"):
+                raise answer.error
+
+
+@dataclass(kw_only=True)
+class Derived:
+    """What the entries themselves give."""
+
+    roots: dict[int, bytes]
+    segments: int = 0
+    leftovers: int = 0
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cosigned:
+    """The cosigned checkpoint, as far as its signatures go."""
+
+    head: Checkpoint | None = None
+    times: dict[str, int] = field(default_factory=dict)
+    error: VerificationError | None = None
+
+
+def verify_log(
+    folder: LogFolder, trust: Trust, last_seen: LastSeen | None = None, *, progress: Progress | None = None
+) -> LogReport:
+    """Check an audit folder; everything found is in the report, nothing is raised for a bad folder.
+
+    Args:
+        folder: the server's audit folder or a copy.
+        trust: keys and thresholds.
+        last_seen: what the verifier remembers, None on a first visit.
+        progress: called after every bundle of entries.
+
+    Raises:
+        VerificationError: the trust file's log key is malformed, or `last_seen` is another log's.
+    """
+    trust.log_key()
+    if last_seen and last_seen.log != trust.log:
+        raise VerificationError(
+            "last-seen-other-log",
+            "the last-seen file belongs to another log",
+            next_step="give the last-seen file of this log, or --last-seen with a new name for a first visit",
+        )
+    cosigned = _open_cosigned(folder, trust)
+    head, derived, error = _check_content(folder, trust, cosigned, last_seen, progress)
+    if error or derived is None or head is None:
+        return _report(trust, cosigned, head, None, _no("the content is not what was logged", error), None, last_seen)
+    intact = _answer_intact(head, derived, cosigned)
+    return _report(trust, cosigned, head, derived, intact, _answer_append_only(derived, head, last_seen), last_seen)
+
+
+def _check_content(
+    folder: LogFolder, trust: Trust, cosigned: _Cosigned, last_seen: LastSeen | None, progress: Progress | None
+) -> tuple[Checkpoint | None, Derived | None, VerificationError | None]:
+    """Derive everything; again when a live writer moved the checkpoint meanwhile."""
+    head: Checkpoint | None = None
+    for attempt in range(_RETRIES):
+        note = ""
+        try:
+            note = folder.checkpoint()
+            head = open_checkpoint(note, trust.log_key())
+            wanted = {head.size, cosigned.head.size if cosigned.head else 0, last_seen.size if last_seen else 0}
+            return head, derive(folder, head, wanted, progress=progress), None
+        except VerificationError as error:
+            if attempt + 1 == _RETRIES or not note or _note_now(folder) == note:
+                return head, None, error
+    raise AssertionError("unreachable")
+
+
+def _note_now(folder: LogFolder) -> str:
+    try:
+        return folder.checkpoint()
+    except VerificationError:
+        return ""
+
+
+def derive(
+    folder: LogFolder, head: Checkpoint, wanted: set[int], *, progress: Progress | None = None, wraps: bool = True
+) -> Derived:
+    """Derive the tree from all entries and compare everything stored with it.
+
+    Args:
+        folder: the audit folder.
+        head: the checkpoint; its signature was verified by the caller.
+        wanted: tree sizes whose roots are to be returned.
+        progress: called after every bundle.
+        wraps: compare the age files too.
+
+    Raises:
+        VerificationError: the first thing that does not fit.
+    """
+    edge, chain, derived = RightEdge(), SegmentChain(), Derived(roots={0: EMPTY_ROOT})
+    stored = _Stored(folder, derived)
+    for name in bundle_names(head.size):
+        entries = folder.bundle(name)
+        stored.compare_bundle(name, entries)
+        for entry in entries:
+            chain.add(parse_entry(entry))
+            for tile in edge.add(leaf_hash(entry)):
+                stored.compare(tile)
+            if edge.size in wanted:
+                derived.roots[edge.size] = edge.root()
+        if progress:
+            progress(edge.size, head.size)
+    for tile in edge.partial_tiles():
+        stored.compare(tile)
+    if edge.root() != head.root:
+        raise altered("the entries do not give the checkpoint's root")
+    if wraps:
+        _check_wraps(folder, chain, stored)
+    stored.remark()
+    derived.segments = len(chain.opened)
+    return derived
+
+
+class _Stored:
+    """The files that are really there, ticked off one by one."""
+
+    def __init__(self, folder: LogFolder, derived: Derived) -> None:
+        self._folder, self._derived = folder, derived
+        tiles, self.others = folder.inventory()
+        self._widths: dict[tuple[int | None, int], list[int]] = defaultdict(list)
+        for name in tiles:
+            self._widths[name.level, name.index].append(name.width)
+
+    def compare(self, tile: Tile) -> None:
+        """Compare every stored width of one tile with the derived hashes."""
+        name = tile.name
+        assert name.level is not None
+        if self._folder.tile(name.level, name.index, name.width) != tile.data:
+            raise altered(f"{name.path} does not fit the entries")
+        self._compare_widths(name, lambda width: tile.data[: width * HASH_BYTES], TILE_WIDTH * HASH_BYTES)
+
+    def compare_bundle(self, name: TileName, entries: list[bytes]) -> None:
+        """Compare every stored width of one bundle with the entries."""
+        self._compare_widths(name, lambda width: encode_bundle(entries[:width]), MAX_BUNDLE_BYTES)
+
+    def _compare_widths(self, name: TileName, expected: Callable[[int], bytes], limit: int) -> None:
+        for width in self._widths.pop((name.level, name.index), []):
+            path = TileName(level=name.level, index=name.index, width=width).path
+            data, wanted = self._folder.read(f"log/{path}", limit), expected(width)
+            if data is None:
+                continue  # deleted by a live writer
+            if data[: len(wanted)] != wanted or (width <= name.width and len(data) != len(wanted)):
+                raise altered(f"{path} does not fit the entries")
+            self._derived.leftovers += width > name.width
+
+    def remark(self) -> None:
+        """Say what nobody asked for."""
+        self._derived.leftovers += sum(len(widths) for widths in self._widths.values())
+        temporary = [path for path in self.others if path.endswith(".tmp")]
+        self._derived.leftovers += len(temporary)
+        if self._derived.leftovers:
+            self._derived.remarks.append(
+                f"{self._derived.leftovers} files go beyond the checkpoint: a write was interrupted before it counted"
+            )
+        unexpected = sorted(set(self.others) - set(temporary) - {"log/checkpoint", "log/checkpoint.cosigned", ".lock"})
+        if unexpected:
+            self._derived.remarks.append(f"{len(unexpected)} files do not belong to the log, e.g. {unexpected[0][:80]}")
+
+
+def _check_wraps(folder: LogFolder, chain: SegmentChain, stored: _Stored) -> None:
+    for segment, entry in chain.opened.items():
+        wrap = folder.wrap(segment)
+        if wrap is None:
+            raise VerificationError(
+                "log-key-file-missing",
+                f"keys/{segment}.age is missing: nobody can read that segment",
+                next_step="copy the whole audit folder again; if the operator deleted the file, ask why",
+            )
+        if sha256_digest(wrap) != entry.opened.wrap:
+            raise key_file_altered(f"keys/{segment}.age is not the file that the segment.open entry names")
+        if f"keys/{segment}.age" in stored.others:
+            stored.others.remove(f"keys/{segment}.age")
+
+
+def _open_cosigned(folder: LogFolder, trust: Trust) -> _Cosigned:
+    try:
+        note = folder.cosigned()
+        if not note:
+            return _Cosigned()
+        head = open_checkpoint(note, trust.log_key())
+        return _Cosigned(head=head, times=cosigned_times(note, trust.members))
+    except VerificationError as error:
+        return _Cosigned(error=error)
+
+
+def _answer_intact(head: Checkpoint, derived: Derived, cosigned: _Cosigned) -> Answer:
+    if cosigned.error:
+        return _no("the cosigned checkpoint is not valid", cosigned.error)
+    if cosigned.head and cosigned.head.size > head.size:
+        error = rolled_back(f"hospitals cosigned {cosigned.head.size} entries, the folder holds {head.size}")
+        return _no(str(error), error)
+    if cosigned.head and derived.roots[cosigned.head.size] != cosigned.head.root:
+        error = forked(f"the first {cosigned.head.size} entries are not those that hospitals cosigned")
+        return _no(str(error), error)
+    return Answer(status="yes", text=f"{head.size} entries, {derived.segments} segments, every tile and key file fit")
+
+
+def _answer_append_only(derived: Derived, head: Checkpoint, last_seen: LastSeen | None) -> Answer:
+    if last_seen is None:
+        return Answer(status="unknown", text="first visit: this tree head is remembered from now on")
+    if head.size < last_seen.size:
+        error = rolled_back(f"the last visit saw {last_seen.size} entries, now there are {head.size}")
+        return _no(str(error), error)
+    if derived.roots[last_seen.size] != last_seen.root:
+        error = forked(f"the first {last_seen.size} entries are not those of the last visit")
+        return _no(str(error), error)
+    return Answer(status="yes", text=f"{head.size - last_seen.size} new entries after the {last_seen.size} seen before")
+
+
+def _answer_witnessed(trust: Trust, cosigned: _Cosigned, last_seen: LastSeen | None) -> Answer:
+    if cosigned.error:
+        return Answer(status="unknown", text="the cosigned checkpoint is not valid")
+    if cosigned.head is None and not (last_seen and last_seen.cosigned):
+        missing = VerificationError(
+            "log-not-witnessed",
+            "no hospital has cosigned this log yet: it shows only what the operator says",
+            next_step="verify again after the first round; a log stopped before that: add --allow-unwitnessed",
+        )
+        return _no("nothing is cosigned yet", missing)
+    size = cosigned.head.size if cosigned.head else 0
+    if last_seen and size < last_seen.cosigned:
+        error = rolled_back(f"the last visit saw cosignatures over {last_seen.cosigned} entries, now over {size}")
+        return _no(str(error), error)
+    names = sorted(cosigned.times)
+    if len(names) < trust.quorum:
+        error = quorum_missing(size, names, len(trust.members), trust.quorum)
+        return _no(str(error), error)
+    return Answer(
+        status="yes", text=f"{size} entries cosigned by {len(names)} of {len(trust.members)}: {', '.join(names)}"
+    )
+
+
+def _answer_complete(trust: Trust, cosigned: _Cosigned, witnessed: Answer) -> tuple[int | None, Answer]:
+    if witnessed.status != "yes" or cosigned.head is None:
+        return None, Answer(status="unknown", text="without a quorum nobody but the operator vouches for completeness")
+    until = sorted(cosigned.times.values(), reverse=True)[trust.quorum - 1]
+    text = f"up to {utc(until)} by the clocks of {trust.quorum} hospitals; later entries unknown"
+    return until, Answer(status="yes", text=text)
+
+
+def utc(time: int) -> str:
+    """Return seconds since 1970 as `2026-11-22 07:00:00 UTC`."""
+    try:
+        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"second {time} (not a date)"
+
+
+def _report(
+    trust: Trust,
+    cosigned: _Cosigned,
+    head: Checkpoint | None,
+    derived: Derived | None,
+    intact: Answer,
+    append_only: Answer | None,
+    last_seen: LastSeen | None,
+) -> LogReport:
+    append_only = append_only or Answer(status="unknown", text="the content is not intact")
+    witnessed = _answer_witnessed(trust, cosigned, last_seen)
+    until, complete = _answer_complete(trust, cosigned, witnessed)
+    size = head.size if head else 0
+    cosigned_size = cosigned.head.size if cosigned.head and witnessed.status == "yes" else 0
+    remarks = list(derived.remarks) if derived else []
+    if derived and size > cosigned_size:
+        remarks.append(f"{size - cosigned_size} entries are not yet witnessed: only the operator vouches for them")
+    trusted = witnessed.error is None or witnessed.error.code == "log-not-witnessed"
+    remember = derived and intact.error is None and append_only.error is None and trusted
+    return LogReport(
+        size=size,
+        segments=derived.segments if derived else 0,
+        cosigned_size=cosigned_size,
+        cosigned_by=cosigned.times,
+        members=len(trust.members),
+        quorum=trust.quorum,
+        complete_until=until,
+        intact=intact,
+        append_only=append_only,
+        witnessed=witnessed,
+        complete=complete,
+        remarks=tuple(remarks),
+        last_seen=LastSeen(log=trust.log, size=head.size, root=head.root, cosigned=cosigned_size)
+        if remember and head
+        else None,
+    )
+
+
+def _no(text: str, error: VerificationError | None) -> Answer:
+    return Answer(status="no", text=f"{text}: {error}" if error and str(error) != text else text, error=error)
