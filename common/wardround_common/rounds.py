@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wardround_common.documents import Digest, Document, Name
+from wardround_common.documents import Digest, Document, Name, parse_json
 from wardround_common.signing import Envelope
 
 UPDATE_HEADER_TYPE = "application/vnd.wardround.update-header+json"
@@ -97,3 +97,20 @@ class Cosignature(Document):
 
     format: Literal["wardround/cosignature/1"] = "wardround/cosignature/1"
     line: Annotated[str, Field(max_length=400)]
+
+
+class StaleOffer(Document):
+    """The hospital has cosigned another tree size than the offer starts from; the server offers again from it."""
+
+    format: Literal["wardround/stale-offer/1"] = "wardround/stale-offer/1"
+    size: Annotated[int, Field(ge=0)]
+
+
+def document_format(data: bytes) -> str:
+    """Return the `format` field of a JSON document, '' if it has none, to choose the class to parse it with.
+
+    Raises:
+        ProtocolError: not JSON.
+    """
+    value = parse_json(data)
+    return str(value.get("format", "")) if isinstance(value, dict) else ""

@@ -1,0 +1,82 @@
+"""Where a hospital's files lie (docs/configuration.md lists them all). Paths only; nothing is opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below one client home folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """`client.toml`, written at enrolment, edited by the hospital's engineer."""
+        return self.root / "client.toml"
+
+    @property
+    def policy(self) -> Path:
+        """`policy.yaml`, the responsible person's."""
+        return self.root / "policy.yaml"
+
+    @property
+    def keys(self) -> Path:
+        """Folder of this site's keys and certificates."""
+        return self.root / "keys"
+
+    @property
+    def identity_key(self) -> Path:
+        """Ed25519 identity; signs updates, records and cosignatures."""
+        return self.keys / "identity.key"
+
+    @property
+    def local_key(self) -> Path:
+        """Key of the vault. Exclude it from backups: what it seals is meant to die with it."""
+        return self.keys / "local.key"
+
+    @property
+    def operator(self) -> Path:
+        """The operator's signed statement, received at enrolment."""
+        return self.root / "operator.json"
+
+    @property
+    def approver(self) -> Path:
+        """Public key of the responsible person."""
+        return self.root / "approver.pub"
+
+    @property
+    def ledger(self) -> Path:
+        """The privacy budget's ledger."""
+        return self.root / "state" / "ledger.db"
+
+    @property
+    def blobs(self) -> Path:
+        """Sealed updates, by digest."""
+        return self.root / "state" / "blobs"
+
+    @property
+    def sealed(self) -> Path:
+        """Secrets at rest, sealed under `local_key`."""
+        return self.root / "state" / "sealed"
+
+    @property
+    def status(self) -> Path:
+        """What the daemon is doing now."""
+        return self.root / "state" / "status.json"
+
+    def approval(self, study: str) -> Path:
+        """The responsible person's approval of the study with this digest."""
+        return self.root / "approvals" / f"{study[7:]}.json"
+
+    def study(self, study: str) -> Path:
+        """The study's envelope with this site's (later: all) signatures."""
+        return self.root / "studies" / f"{study[7:]}.json"
+
+    def agreed(self, study: str) -> Path:
+        """What this site has witnessed of the study."""
+        return self.root / "state" / f"agreed-{study[7:]}.json"
+
+    def approved_studies(self) -> tuple[str, ...]:
+        """Return the digests of all studies that were approved here."""
+        return tuple("sha256:" + path.stem for path in sorted((self.root / "approvals").glob("*.json")))

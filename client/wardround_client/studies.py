@@ -1,0 +1,251 @@
+"""The studies of one site: from files on disk to a trainer that stays resident.
+
+Rules.
+- A study is opened only through the gate, once per process; its model, data and activation caches
+  stay in memory between rounds and nowhere else.
+- The co-signed envelope is fetched from the server and kept; it counts only after the gate's checks.
+- Cosigning checks the log's proofs first (`audit.witness`), then what the entries say (`agreed`),
+  stores the new state durably, and only then answers.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, store_agreed
+from wardround_client.config import ClientConfig
+from wardround_client.data.text import TextData, load_texts
+from wardround_client.gate import Gate, load_policy_approval
+from wardround_client.home import Home
+from wardround_client.ledger import Ledger
+from wardround_client.randomness import KeystreamRandomness, new_round_seed
+from wardround_client.rounds import Rounds, Tensors, Trained
+from wardround_client.status import StatusBoard
+from wardround_client.vault import Vault
+from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
+from wardround_common.audit.witness import consider
+from wardround_common.documents import sha256_digest
+from wardround_common.errors import ConfigError, VerificationError
+from wardround_common.models import locate_model, require_digest, weight_shapes
+from wardround_common.rounds import BlobRef, CheckpointOffer, Cosignature, RoundAnswer, RoundPlan, StaleOffer
+from wardround_common.signing import Envelope
+from wardround_common.study import Study
+from wardround_common.wire.blobstore import FileBlobStore
+
+if TYPE_CHECKING:
+    from wardround_client.training.engine import Trainer
+    from wardround_client.training.runtime import Progress
+
+log = structlog.get_logger(__name__)
+
+
+class Server(Protocol):
+    """What a site asks of its server beside the stream of work (`transport`)."""
+
+    def get_study(self, study: str) -> bytes:
+        """Return a study's envelope with the signatures collected so far."""
+
+    def fetch(self, study: str, blob: BlobRef) -> bytes:
+        """Return a blob's bytes, digest checked."""
+
+    def deliver(self, study: str, blob: BlobRef) -> None:
+        """Upload a stored blob, resuming where an earlier attempt stopped."""
+
+
+@dataclass(kw_only=True)
+class SiteStudies:
+    """Answers for all studies of one site.
+
+    Args:
+        home: where this site's files lie.
+        config: `client.toml`.
+        gate, ledger, vault, blobs, board: this site's collaborators.
+        key: this site's Ed25519 identity.
+        server: the server's unary calls.
+    """
+
+    home: Home
+    config: ClientConfig
+    gate: Gate
+    ledger: Ledger
+    vault: Vault
+    blobs: FileBlobStore
+    board: StatusBoard
+    key: Ed25519PrivateKey = field(repr=False)
+    server: Server
+    _open: "dict[str, OpenStudy]" = field(default_factory=dict, repr=False)
+
+    def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef]:
+        """Return this site's one answer to `plan`, its sealed update delivered.
+
+        Raises:
+            WardroundError: not admitted, or failed locally.
+        """
+        study = self.open(plan.study)
+        answer, blob = study.rounds.answer(
+            plan, study.agreed, lambda ref: self.server.fetch(plan.study, ref), study.train
+        )
+        self._show("sending", study.study, plan.round)
+        self.server.deliver(plan.study, blob)
+        self._show("waiting", study.study, plan.round)
+        return answer, blob
+
+    def cosign(self, offer: CheckpointOffer) -> Cosignature | StaleOffer:
+        """Return the cosignature over `offer`, its consequences stored first.
+
+        Raises:
+            WardroundError: a proof or an entry does not hold; nothing is signed.
+        """
+        study = self.open(offer.study)
+        agreed = study.agreed
+        self._show("witnessing", study.study, offer.round)
+        try:
+            line, witness, events = consider(
+                agreed.witness, offer, log=study.study.server.log, key=self.key, name=self.config.site, clock=time.time
+            )
+        except VerificationError as error:
+            if error.code == "log-offer-stale":  # an answer of ours was lost: the server offers again from here
+                return StaleOffer(size=agreed.size)
+            raise
+        own = self._own_answer(offer)
+        study.agreed = agree(agreed, self.config.site, events, own, offer.round).model_copy(update={"witness": witness})
+        store_agreed(self.home.agreed(offer.study), study.agreed)
+        last = offer.round >= study.study.privacy.rounds
+        self._show("done" if last else "waiting", study.study, offer.round)
+        return Cosignature(line=line)
+
+    def open(self, digest: str) -> "OpenStudy":
+        """Return the study with its trainer resident, opening it through the gate the first time.
+
+        Raises:
+            WardroundError: not approved, not fully co-signed, refused, or the model or data are unusable.
+        """
+        if digest not in self._open:
+            study = self.gate.admit_study(self._envelope(digest), load_policy_approval(self.home.approval(digest)))
+            self._open[digest] = self._prepare(study)
+        return self._open[digest]
+
+    def _envelope(self, digest: str) -> Envelope:
+        """Return the co-signed envelope; fetch it once all members have signed."""
+        path = self.home.study(digest)
+        if path.exists():
+            envelope = Envelope.from_bytes(path.read_bytes())
+            study = Study.from_bytes(envelope.payload_bytes())
+            if len(envelope.signatures) > len(study.cohort.members):
+                return envelope
+        envelope = Envelope.from_bytes(self.server.get_study(digest))
+        if sha256_digest(envelope.payload_bytes()) != digest:
+            raise VerificationError(
+                "study-altered",
+                "the server sent another study than the one that was approved here",
+                next_step="stop; compare the study's digest with the operator by telephone",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(envelope.to_bytes())
+        return envelope
+
+    def _prepare(self, study: Study) -> "OpenStudy":
+        self._show("caching", study, 0, message="loading the model and the texts")
+        folder = locate_model(self.config.model.source or study.model.source, offline=self.config.model.offline)
+        require_digest(folder, study.model.content)
+        layout = adapter_layout(weight_shapes(folder), study.adapter, study.task)
+        _require_initial(study, layout)
+        data = load_site_texts(self.home, self.config, study, strict=False)
+        # Imported here: the daemon's shell must start, and refuse, without five seconds of torch.
+        from wardround_client.training.engine import Trainer
+        from wardround_client.training.runtime import Runtime
+
+        trainer = Trainer(study, data, folder, Runtime(**self.config.runtime.model_dump()))
+        first = _trained(initial_tensors(layout, study.adapter.seed), layout)
+        agreed = load_agreed(self.home.agreed(study.sha256()), study.sha256(), sha256_digest(encode_tensors(first)))
+        rounds = Rounds(
+            site=self.config.site,
+            study=study,
+            specs=layout.trained,
+            gate=self.gate,
+            ledger=self.ledger,
+            vault=self.vault,
+            blobs=self.blobs,
+            key=self.key,
+            new_seed=new_round_seed,
+            phase=lambda phase, round_: self._show(phase, study, round_),
+        )
+        self._show("waiting", study, agreed.round)
+        return OpenStudy(study=study, rounds=rounds, trainer=trainer, agreed=agreed, board=self.board)
+
+    def _own_answer(self, offer: CheckpointOffer) -> OwnAnswer | None:
+        stored = self.ledger.answer(offer.study, offer.round)
+        if stored is None:
+            return None
+        header, record = Envelope.from_bytes(stored.header), Envelope.from_bytes(stored.record)
+        return OwnAnswer(round=offer.round, answer=RoundAnswer(header=header, record=record))
+
+    def _show(self, phase: str, study: Study, round_: int, message: str = "") -> None:
+        spent = self.ledger.spent(study.sha256())
+        self.board.show(
+            phase=phase,
+            study=study.name,
+            round=round_,
+            rounds=study.privacy.rounds,
+            steps=study.privacy.steps_per_round,
+            step=0,
+            message=message,
+            epsilon_spent=spent.epsilon if spent else None,
+        )
+
+
+@dataclass(kw_only=True)
+class OpenStudy:
+    """One study with everything that stays in memory between its rounds."""
+
+    study: Study
+    rounds: Rounds
+    trainer: "Trainer" = field(repr=False)
+    agreed: Agreed
+    board: StatusBoard = field(repr=False)
+
+    def train(self, tensors: Tensors, round_: int, seed: bytes, optimiser_state: bytes | None) -> Trained:
+        """Train one round; every coin and all noise derive from `seed`."""
+        result = self.trainer.train_round(
+            dict(tensors), round_, KeystreamRandomness(seed), optimiser_state, self._progress
+        )
+        return Trained(delta=result.delta, optimiser_state=result.optimiser_state)
+
+    def _progress(self, progress: "Progress") -> None:
+        self.board.show(step=progress.step, steps=progress.steps)
+
+
+def load_site_texts(home: Home, config: ClientConfig, study: Study, *, strict: bool) -> TextData:
+    """Return this site's texts for `study`; `strict` refuses unusable records instead of muting them.
+
+    Raises:
+        ConfigError: `client.toml` does not say where the data set lies.
+        DataError: the file cannot be used.
+    """
+    dataset = config.dataset(study.task.dataset)
+    unit_column = dataset.unit_column if study.privacy.unit == "patient" else None
+    if study.privacy.unit == "patient" and unit_column is None:
+        raise ConfigError(
+            "dataset-without-unit",
+            f"study {study.name} protects patients, but client.toml does not say which column names them",
+            next_step=f"set unit_column in [datasets.{study.task.dataset}] of client.toml",
+        )
+    return load_texts(home.root / dataset.path, study.task, unit_column=unit_column, strict=strict)
+
+
+def _require_initial(study: Study, layout: AdapterLayout) -> None:
+    if initial_digest(layout, study.adapter.seed) != study.adapter.initial:
+        raise VerificationError(
+            "adapter-digest-differs",
+            f"the adapter of study {study.name} does not start from the values that its seed gives",
+            next_step="do not train it; tell the operator that the study is inconsistent",
+        )
+
+
+def _trained(tensors: Tensors, layout: AdapterLayout) -> dict[str, NDArray[np.float32]]:
+    return {spec.name: tensors[spec.name] for spec in layout.trained}

@@ -1,0 +1,171 @@
+"""The server daemon: opens the home, serves hospitals, runs every fully co-signed study.
+
+Rules.
+- One process owns the audit log. Whatever other commands cause waits in the outbox until this
+  process has logged it; a study is offered and run only after its events are in the log.
+- If the audit log cannot be written, everything stops (no audit, no round); the state on disk is
+  complete, and the next start resumes.
+- SIGTERM and SIGINT end it in good order: running rounds are left where they are.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from wardround_common import __version__
+from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopped
+from wardround_common.documents import sha256_digest
+from wardround_common.errors import StorageError
+from wardround_common.study import Study
+from wardround_common.wire.blobstore import FileBlobStore
+from wardround_server.auditlog import AuditLog
+from wardround_server.office import Office
+from wardround_server.rounds.state import RoundState
+from wardround_server.runner import StudyRunner, Surroundings
+from wardround_server.status import StatusBoard
+from wardround_server.studies import Proposal
+from wardround_server.transport.grid import GrpcGrid
+from wardround_server.transport.hub import Callbacks, Hub
+from wardround_server.transport.serve import ServerThread
+from wardround_server.transport.service import WardService
+from wardround_server.transport.tls import server_credentials
+
+TICK_S = 0.5
+"""How soon a proposal, an invite or a co-signature made by another command is logged and acted on."""
+
+MAX_REFUSALS = 256
+"""Refused connections remembered between two ticks; a scanner must not fill the log or the memory."""
+
+log = structlog.get_logger(__name__)
+
+
+def serve_home(root: Path, stop: threading.Event, *, listening: Callable[[str], None] = lambda address: None) -> None:
+    """Run the server in `root` until `stop` is set.
+
+    Args:
+        root: a server home.
+        stop: set it to shut down.
+        listening: told the address once hospitals can connect.
+
+    Raises:
+        ConfigError: not a usable home.
+        TransportError: the port is taken.
+        StorageError: the audit log or the state cannot be used; a later start resumes.
+    """
+    office = Office.open(root)
+    with AuditLog.open(
+        office.home.audit, log_key=office.log_key, origin=office.origin, reviewers=office.reviewers, clock=time.time
+    ) as audit:
+        Daemon(office, audit, stop).run(listening)
+
+
+class Daemon:
+    """The running server. Use `serve_home`."""
+
+    def __init__(self, office: Office, audit: AuditLog, stop: threading.Event) -> None:
+        self._office = office
+        self._audit = audit
+        self._stop = stop
+        self._refusals: OrderedDict[AuthFailed, None] = OrderedDict()
+        self._hub = Hub(Callbacks(auth_failed=self._refused))
+        self._blobs = FileBlobStore(office.home.blobs)
+        self._board = StatusBoard(office.home.status, connected=self._hub.connected)
+        self._around = Surroundings(
+            office=office,
+            audit=audit,
+            blobs=self._blobs,
+            state=RoundState(office.database),
+            board=self._board,
+            stop=stop,
+        )
+        self._runners: dict[str, StudyRunner] = {}
+
+    def run(self, listening: Callable[[str], None]) -> None:
+        """Serve until stopped (see `serve_home`)."""
+        config = sha256_digest(self._office.home.config.read_bytes())
+        self._audit.append([(ServerStarted(version=__version__, config=config), frozenset())])
+        with self._server() as port:
+            address = f"{(self._office.config.listen or self._office.config.address).rpartition(':')[0]}:{port}"
+            log.info("listening", address=address, log=self._office.log)
+            listening(address)
+            try:
+                while not self._stop.wait(TICK_S):
+                    self._tick()
+            finally:
+                self._shut_down()
+
+    def _server(self) -> ServerThread:
+        office = self._office
+        service = WardService(
+            operator=office.operator(),
+            registry=office.registry,
+            studies=office.shelf,
+            hub=self._hub,
+            blobs=self._blobs,
+        )
+        credentials = server_credentials(
+            lambda: (office.keys.tls_key, office.keys.tls_certificate), office.keys.authority.pem
+        )
+        return ServerThread(service, listen=office.config.listen or office.config.address, credentials=credentials)
+
+    def _tick(self) -> None:
+        self._log_waiting_events()
+        for proposal in self._office.shelf.all():
+            if proposal.study.name not in self._runners:
+                self._consider(proposal)
+        self._watch_runners()
+        self._board.refresh()
+
+    def _log_waiting_events(self) -> None:
+        """Move the outbox, and refused connections, into the audit log: durable there, then removed here."""
+        while queued := self._office.registry.take_events():
+            self._audit.append([(item.event, item.concerns) for item in queued])
+            self._office.registry.done([item.id for item in queued])
+        refusals = [self._refusals.popitem(last=False)[0] for _ in range(len(self._refusals))]
+        if refusals:
+            self._audit.append([(event, frozenset()) for event in refusals])
+
+    def _refused(self, event: AuthFailed) -> None:
+        """Called from the network's thread: remember it, once for each certificate and reason."""
+        if len(self._refusals) < MAX_REFUSALS:
+            self._refusals[event] = None
+
+    def _consider(self, proposal: Proposal) -> None:
+        name = proposal.study.name
+        if self._office.home.completed(name).exists():
+            return
+        if proposal.missing:
+            self._board.waiting(f"study {name} waits for the signatures of {', '.join(proposal.missing)}")
+        elif proposal.study.sha256() not in self._office.shelf.unlogged():
+            log.info("study starts", study=name, digest=proposal.study.sha256())
+            self._runners[name] = StudyRunner(proposal, self._grid(proposal.study), self._around)
+            self._runners[name].start()
+
+    def _grid(self, study: Study) -> GrpcGrid:
+        members = {member.name: member.identity for member in study.cohort.members}
+        return GrpcGrid(self._hub, study=study.sha256(), members=members)
+
+    def _watch_runners(self) -> None:
+        self._mark_completed()
+        for runner in self._runners.values():
+            if isinstance(runner.error, StorageError):
+                raise runner.error  # no audit, no round: the operator must see it now
+
+    def _mark_completed(self) -> None:
+        for name, runner in self._runners.items():
+            if runner.completed:
+                self._office.home.completed(name).touch()
+
+    def _shut_down(self) -> None:
+        self._stop.set()
+        self._hub.close()
+        for runner in self._runners.values():
+            runner.join()
+        self._mark_completed()
+        self._board.stopped()
+        self._audit.append([(ServerStopped(), frozenset())])
+        log.info("stopped")

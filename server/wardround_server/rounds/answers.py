@@ -1,0 +1,144 @@
+"""One hospital's answer to a round plan: every check before it is added up.
+
+Numbered as in docs/spec/round.md:
+(1) the document is an answer, not a refusal; (2) the header is signed by the member's identity and
+names this study, round, site, plan and adapter; (3) the mechanism record is signed by it and equals
+the study's constants; (4) the blob is the sealed update that the header names; (5) it opens under
+the study's key for this (study, round, site); (6) names, shapes and values are as agreed.
+The range check (7) is `aggregate`'s. Each failure carries the audit trail's reason.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from wardround_common.adapter import TensorSpec, decode_tensors
+from wardround_common.audit.events import Reason
+from wardround_common.errors import VerificationError, WardroundError
+from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
+from wardround_common.rounds import (
+    UPDATE_HEADER_TYPE,
+    BlobRef,
+    Refusal,
+    Refused,
+    RoundAnswer,
+    RoundPlan,
+    UpdateHeader,
+    document_format,
+)
+from wardround_common.signing import open_envelope, parse_public_key
+from wardround_common.study import Study
+
+T = TypeVar("T")
+
+
+class AnswerRefused(Exception):
+    """The hospital said no, in one of the generic codes."""
+
+    def __init__(self, code: Refusal) -> None:
+        super().__init__(code)
+        self.code: Refusal = code
+
+
+class AnswerRejected(Exception):
+    """The answer does not hold; `reason` goes to the audit trail, `error` to the local log."""
+
+    def __init__(self, reason: Reason, error: WardroundError) -> None:
+        super().__init__(f"{reason}: {error}")
+        self.reason: Reason = reason
+        self.error = error
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptedAnswer:
+    """A verified answer: the signed documents for the audit trail and the update itself."""
+
+    site: str
+    answer: RoundAnswer
+    header: UpdateHeader
+    tensors: dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerChecker:
+    """Checks answers to one plan.
+
+    Args:
+        study: the co-signed study.
+        plan: the pinned plan.
+        specs: names and shapes of the update's tensors.
+        read: returns the bytes of a blob after checking its digest.
+        unseal: opens a sealed update for (round, site); raises VerificationError.
+    """
+
+    study: Study
+    plan: RoundPlan
+    specs: tuple[TensorSpec, ...]
+    read: Callable[[BlobRef], bytes]
+    unseal: Callable[[bytes, int, str], bytes]
+
+    def check(self, site: str, document: bytes, blob: BlobRef | None) -> AcceptedAnswer:
+        """Return the verified answer of `site`.
+
+        Raises:
+            AnswerRefused: the site refused in the generic way.
+            AnswerRejected: a check failed.
+        """
+        answer = self._parse(document)  # (1)
+        header = self._header(site, answer)  # (2)
+        self._record(site, answer)  # (3)
+        if blob != header.sealed:
+            raise _rejected("bad-digest", "the answer's blob is not the one that its header names")
+        sealed = _guarded("bad-digest", lambda: self.read(header.sealed))  # (4)
+        plaintext = _guarded("undecryptable", lambda: self.unseal(sealed, self.plan.round, site))  # (5)
+        return AcceptedAnswer(site=site, answer=answer, header=header, tensors=self._tensors(plaintext))  # (6)
+
+    def _parse(self, document: bytes) -> RoundAnswer:
+        kind = _guarded("malformed", lambda: document_format(document))
+        if kind == "wardround/refused/1":
+            raise AnswerRefused(_guarded("malformed", lambda: Refused.from_bytes(document)).code)
+        return _guarded("malformed", lambda: RoundAnswer.from_bytes(document))
+
+    def _header(self, site: str, answer: RoundAnswer) -> UpdateHeader:
+        key = parse_public_key(self.study.member(site).identity)
+        payload = _guarded("bad-signature", lambda: open_envelope(answer.header, UPDATE_HEADER_TYPE, [key]))
+        header = _guarded("bad-signature", lambda: UpdateHeader.from_bytes(payload))
+        if header.study != self.plan.study or header.site != site:
+            raise _rejected("wrong-study", "the header is for another study or site")
+        if header.round != self.plan.round or header.plan != self.plan.sha256():
+            raise _rejected("replayed", "the header answers another plan")
+        if header.adapter != self.plan.adapter.digest:
+            raise _rejected("wrong-model", "the update started from another adapter")
+        if header.parameters != self.study.adapter.parameters:
+            raise _rejected("bad-shape", "the update has another length")
+        return header
+
+    def _record(self, site: str, answer: RoundAnswer) -> None:
+        key = parse_public_key(self.study.member(site).identity)
+        payload = _guarded("bad-signature", lambda: open_envelope(answer.record, MECHANISM_TYPE, [key]))
+        record = _guarded("bad-signature", lambda: SubsampledGaussian.from_bytes(payload))
+        if record != self.study.mechanism(site, self.plan.round):
+            raise _rejected("wrong-study", "the mechanism record differs from the study's constants")
+
+    def _tensors(self, plaintext: bytes) -> dict[str, npt.NDArray[np.float32]]:
+        try:
+            return decode_tensors(plaintext, self.specs)
+        except WardroundError as error:
+            raise AnswerRejected("not-finite" if error.code == "update-not-finite" else "bad-shape", error) from None
+
+
+def _guarded(reason: Reason, check: Callable[[], T]) -> T:
+    try:
+        return check()
+    except WardroundError as error:
+        raise AnswerRejected(reason, error) from None
+
+
+def _rejected(reason: Reason, why: str) -> AnswerRejected:
+    return AnswerRejected(
+        reason,
+        VerificationError("answer-rejected", why, next_step="the site is excluded from this round; ask it for its log"),
+    )

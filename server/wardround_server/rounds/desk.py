@@ -1,0 +1,93 @@
+"""What a study's rounds need from their surroundings, handed in from one layer out.
+
+Nothing here knows gRPC, files' places or the clock's source; tests pass in-memory ones.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from wardround_common.adapter import AdapterLayout
+from wardround_common.audit.events import Event
+from wardround_common.rounds import BlobRef, CheckpointOffer
+from wardround_common.study import Study
+
+Entry = tuple[Event, frozenset[str]]
+"""An event and the names of the sites that must be able to check it."""
+
+SitePhase = Literal["offline", "idle", "working", "answered"]
+
+
+class Audit(Protocol):
+    """The part of the audit log that rounds use (`auditlog.AuditLog`)."""
+
+    def append(self, events: Sequence[Entry]) -> range:
+        """Append durably; raises StorageError if nothing was written."""
+
+    def offer(self, study: str, round_: int, site: str, old_size: int) -> CheckpointOffer:
+        """Return what `site` needs to cosign the newest checkpoint."""
+
+    @property
+    def cosigned(self) -> str:
+        """The newest checkpoint with a quorum's cosignatures, '' before the first."""
+
+    def add_cosignatures(self, lines: Sequence[str], size: int, *, quorum: int) -> str:
+        """Store verified cosignatures over the tree of `size`; return the note; it counts as cosigned from `quorum` on."""
+
+
+class Blobs(Protocol):
+    """The part of the blob store that rounds use (`wire.blobstore.FileBlobStore`)."""
+
+    def put(self, data: bytes) -> BlobRef:
+        """Store durably, by digest."""
+
+    def read(self, ref: BlobRef) -> bytes:
+        """Return the bytes after checking digest and length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyStatus:
+    """What the operator sees of a running study."""
+
+    phase: Literal["waiting", "running", "completed", "paused", "failed"]
+    study: str
+    round: int
+    rounds: int
+    message: str = ""
+    sites: Mapping[str, SitePhase] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """One study's collaborators.
+
+    Args:
+        study: the study, signed by the operator and every member.
+        layout: names and shapes of the adapter's tensors.
+        nodes: Flower node id of every member, by site name.
+        unseal: opens a sealed update for (sealed bytes, round, site).
+        report: takes every change of status.
+        stop: set when the server shuts down.
+        clock: seconds, monotonic.
+    """
+
+    study: Study
+    layout: AdapterLayout
+    nodes: Mapping[str, int]
+    audit: Audit
+    blobs: Blobs
+    unseal: Callable[[bytes, int, str], bytes]
+    report: Callable[[StudyStatus], None]
+    stop: threading.Event
+    clock: Callable[[], float]
+    poll_s: float = 0.02  # how often replies are looked for; our Grid answers from memory
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all members, in the study's order."""
+        return tuple(member.name for member in self.study.cohort.members)
+
+
+class Interrupted(Exception):
+    """The server is shutting down; the round stays where it is and resumes at the next start."""

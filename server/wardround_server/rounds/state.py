@@ -1,0 +1,87 @@
+"""What the server must remember of a study's rounds to resume them.
+
+Rules.
+- A round's plan is stored before it is sent; the same plan is sent after a restart.
+- The outcome (new adapter, survivors, audit entries) is stored before the entries are written.
+- A round is sealed when the quorum's cosigned checkpoint is stored; sealed rounds never change.
+- A round that failed keeps its number.
+
+A round goes through: planned, aggregated or failed, logged, sealed.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from wardround_common.documents import Document, Name
+from wardround_common.rounds import BlobRef, RoundPlan
+from wardround_server.database import Database
+
+Phase = Literal["planned", "aggregated", "failed", "logged", "sealed"]
+
+_ROUNDS = """CREATE TABLE IF NOT EXISTS rounds (
+    study TEXT NOT NULL, round INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (study, round)
+) STRICT"""
+
+_WITNESSES = """CREATE TABLE IF NOT EXISTS witnesses (
+    study TEXT NOT NULL, site TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (study, site)
+) STRICT"""
+
+
+class RoundRecord(Document):
+    """Everything stored about one round."""
+
+    plan: RoundPlan
+    phase: Phase = "planned"
+    adapter: BlobRef | None = None  # the global adapter after the round
+    survivors: tuple[Name, ...] = ()
+    events: tuple[bytes, ...] = Field(default=())  # entries to write when the outcome is known, canonical JSON
+    concerned: tuple[tuple[Name, ...], ...] = ()  # the sites that each entry concerns
+    checkpoint: str = ""  # the cosigned checkpoint that seals the round
+
+    def moved(self, phase: Phase, **changes: object) -> "RoundRecord":
+        """Return the record in its next phase."""
+        return self.model_copy(update={"phase": phase, **changes})
+
+
+class RoundState:
+    """The rounds of all studies in the server's database. Thread-safe.
+
+    Args:
+        database: the server's SQLite file (WAL, synchronous=FULL).
+
+    Its methods raise StorageError when the disk is full or the file damaged; then nothing was changed.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        with database.transaction() as db:
+            db.execute(_ROUNDS)
+            db.execute(_WITNESSES)
+
+    def rounds(self, study: str) -> tuple[RoundRecord, ...]:
+        """Return all rounds of `study` in order."""
+        rows = self._database.rows("SELECT record FROM rounds WHERE study = ? ORDER BY round", study)
+        return tuple(RoundRecord.from_bytes(row["record"]) for row in rows)
+
+    def put(self, record: RoundRecord) -> RoundRecord:
+        """Store `record` durably and return it."""
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT INTO rounds VALUES (?, ?, ?) ON CONFLICT (study, round) DO UPDATE SET record = excluded.record",
+                (record.plan.study, record.plan.round, record.to_bytes()),
+            )
+        return record
+
+    def witnessed(self, study: str, site: str) -> int:
+        """Return the tree size that `site` last cosigned in `study`, 0 if none."""
+        rows = self._database.rows("SELECT size FROM witnesses WHERE study = ? AND site = ?", study, site)
+        return int(rows[0]["size"]) if rows else 0
+
+    def set_witnessed(self, study: str, site: str, size: int) -> None:
+        """Remember that `site` cosigned tree size `size`."""
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT INTO witnesses VALUES (?, ?, ?) ON CONFLICT (study, site) DO UPDATE SET size = excluded.size",
+                (study, site, size),
+            )

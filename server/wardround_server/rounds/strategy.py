@@ -1,0 +1,308 @@
+"""The Flower strategy of a study: plan, collect, aggregate, log, witness, release.
+
+Rules (docs/spec/round.md).
+- Every step is stored before its effect is visible; `start` continues wherever `state` says.
+- Answers are checked and added up as they arrive, in any order, with the same result.
+- Audit entries are durable before a result is used: no audit, no round.
+- No plan for round r+1 is made before the study's quorum has cosigned a checkpoint that covers
+  round r. After a crash an outcome may be logged twice, byte for byte; readers count a
+  (site, round) once.
+- A round below the minimum cohort fails: it keeps its number, its ε stays spent, and the next one
+  starts from the same adapter if the study has a spare round, else the study ends.
+- It knows nothing of gRPC: an ordinary `flwr.serverapp.strategy.Strategy` on any `Grid`.
+
+Hospitals evaluate nothing: `configure_evaluate` sends no message.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from wardround_common import __version__
+from wardround_common.adapter import decode_tensors, encode_tensors
+from wardround_common.audit.events import (
+    ClientDropped,
+    Event,
+    PrivacySpent,
+    RoundAggregated,
+    RoundFailed,
+    RoundStarted,
+    Unknown,
+    UpdateReceived,
+    WitnessQuorum,
+    parse_event,
+)
+from wardround_common.errors import TrainingError, VerificationError
+from wardround_common.rounds import BlobRef, RoundPlan
+from wardround_server.rounds.aggregate import MeanUpdate, apply_update, update_bound
+from wardround_server.rounds.answers import AcceptedAnswer, AnswerChecker, AnswerRefused, AnswerRejected
+from wardround_server.rounds.desk import Desk, Entry, SitePhase, StudyStatus
+from wardround_server.rounds.replies import replies, send
+from wardround_server.rounds.state import RoundRecord, RoundState
+from wardround_server.rounds.witnessing import collect_cosignatures, note_size
+from wardround_server.transport.flower import unpack
+
+
+class WardStrategy(Strategy):
+    """Runs one study's rounds.
+
+    Args:
+        desk: the study's collaborators.
+        state: where rounds are remembered.
+        finish: called once with the released adapter and its round's record; returns the audit
+            entry of the release, which is then witnessed like a round.
+    """
+
+    def __init__(self, *, desk: Desk, state: RoundState, finish: Callable[[BlobRef, RoundRecord], Entry]) -> None:
+        self._desk = desk
+        self._state = state
+        self._finish = finish
+        self._study = desk.study.sha256()
+        self._sites: dict[str, SitePhase] = {}
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 0,
+        timeout: float = 0,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run, or resume, all rounds of the study and release its adapter.
+
+        Only `grid` and `initial_arrays` are used: rounds and deadlines are the study's.
+
+        Raises:
+            Interrupted: the server is shutting down; a later call resumes.
+            StorageError: the audit log or the state cannot be written; a later call resumes.
+            TrainingError: the study cannot be completed.
+            VerificationError: members refused to cosign the audit log.
+        """
+        initial = self._desk.blobs.put(encode_tensors({k: a.numpy() for k, a in initial_arrays.items()}))
+        while (record := self._next(initial)) is not None:
+            self._advance(grid, record)
+        final = self._released()
+        self._release(grid, final)
+        self._report("completed", final.plan.round, "released")
+        return self._result(final)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Not used: `start` sends the pinned plan."""
+        return ()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Not used: `start` adds answers up as they arrive."""
+        return None, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing: metrics stay at the hospitals."""
+        return ()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing: metrics stay at the hospitals."""
+        return None
+
+    def summary(self) -> None:
+        """Say nothing: the operator's screen is `wardround server status`."""
+
+    # -- which round is next
+
+    def _next(self, initial: BlobRef) -> RoundRecord | None:
+        """Return the round to work on, planned durably, or None when all rounds are done."""
+        done = self._state.rounds(self._study)
+        if done and done[-1].phase != "sealed":
+            return done[-1]
+        privacy = self._desk.study.privacy
+        if sum(record.adapter is not None for record in done) == privacy.rounds:
+            return None
+        if len(done) == privacy.rounds + privacy.spare_rounds:
+            self._give_up(len(done))
+        adapter = next((record.adapter for record in reversed(done) if record.adapter), initial)
+        plan = RoundPlan(
+            study=self._study,
+            round=len(done) + 1,
+            cohort=self._desk.sites,
+            adapter=adapter,
+            witnessed=done[-1].checkpoint if done else "",
+        )
+        return self._state.put(RoundRecord(plan=plan))
+
+    def _give_up(self, rounds: int) -> NoReturn:
+        self._report("failed", rounds, "no spare rounds are left")
+        raise TrainingError(
+            "study-rounds-exhausted",
+            f"study {self._desk.study.name} has failed rounds and no spare ones are left",
+            next_step="see `wardround server status`; propose a new study, with spare_rounds",
+        )
+
+    def _advance(self, grid: Grid, record: RoundRecord) -> None:
+        if record.phase == "planned":
+            record = self._state.put(self._train(grid, record))
+        if record.phase in ("aggregated", "failed"):
+            entries = zip(record.events, record.concerned, strict=True)
+            self._desk.audit.append([(_known(e), frozenset(who)) for e, who in entries])
+            record = self._state.put(record.moved("logged"))
+        if record.phase == "logged":
+            self._state.put(record.moved("sealed", checkpoint=self._witness(grid, record.plan.round)))
+
+    # -- one round
+
+    def _train(self, grid: Grid, record: RoundRecord) -> RoundRecord:
+        plan, study = record.plan, self._desk.study
+        everyone = frozenset(self._desk.sites)
+        self._sites = dict.fromkeys(self._desk.sites, "working")
+        started = RoundStarted(
+            study=self._study,
+            round=plan.round,
+            cohort=plan.cohort,
+            model=study.model.content,
+            adapter=plan.adapter.digest,
+            code=__version__,
+        )
+        self._desk.audit.append([(started, everyone)])
+        self._report("running", plan.round, "training")
+        mean = MeanUpdate(specs=self._desk.layout.trained, bound=update_bound(study))
+        accepted, dropped = self._collect(grid, plan, mean)
+        entries = [entry for answer in accepted for entry in _answer_entries(answer)]
+        entries += [(event, frozenset({event.site})) for event in dropped]
+        survivors = tuple(sorted(answer.site for answer in accepted))
+        if len(survivors) < study.cohort.min_cohort:
+            failed = RoundFailed(study=self._study, round=plan.round, reason="cohort-too-small")
+            return _outcome(record.moved("failed"), [*entries, (failed, everyone)])
+        adapter = self._add(plan.adapter, mean)
+        aggregated = RoundAggregated(study=self._study, round=plan.round, survivors=survivors, adapter=adapter.digest)
+        moved = record.moved("aggregated", adapter=adapter, survivors=survivors)
+        return _outcome(moved, [*entries, (aggregated, everyone)])
+
+    def _collect(
+        self, grid: Grid, plan: RoundPlan, mean: MeanUpdate
+    ) -> tuple[list[AcceptedAnswer], list[ClientDropped]]:
+        desk, accepted, dropped = self._desk, list[AcceptedAnswer](), list[ClientDropped]()
+        checker = AnswerChecker(
+            study=desk.study, plan=plan, specs=desk.layout.trained, read=desk.blobs.read, unseal=desk.unseal
+        )
+        pending = send(grid, desk, "train", f"{plan.round}.train", dict.fromkeys(desk.sites, (plan, plan.adapter)))
+        late = set(desk.sites)
+
+        def waiting(missing: list[str]) -> None:
+            self._report("paused", plan.round, f"waiting for {', '.join(missing)}")
+
+        for site, reply in replies(
+            grid, desk, pending, enough=lambda: mean.count >= desk.study.cohort.min_cohort, waiting=waiting
+        ):
+            late.discard(site)
+            result = self._take(checker, mean, site, reply)
+            if isinstance(result, ClientDropped):
+                dropped.append(result)
+            else:
+                accepted.append(result)
+            self._sites[site] = "answered"
+            self._report("running", plan.round, f"{mean.count} of {len(pending)} answers")
+        dropped += [ClientDropped(study=self._study, round=plan.round, site=s, reason="late") for s in sorted(late)]
+        return sorted(accepted, key=lambda answer: answer.site), dropped
+
+    def _take(
+        self, checker: AnswerChecker, mean: MeanUpdate, site: str, reply: Message
+    ) -> AcceptedAnswer | ClientDropped:
+        round_ = checker.plan.round
+        if reply.has_error():
+            return ClientDropped(study=self._study, round=round_, site=site, reason="failed-locally")
+        try:
+            answer = checker.check(site, *unpack(reply))
+            mean.add(answer.tensors)
+        except AnswerRefused as refusal:
+            reason: Refusal = "refused" if refusal.code == "refused" else "failed-locally"
+            return ClientDropped(study=self._study, round=round_, site=site, reason=reason)
+        except AnswerRejected as rejection:
+            return ClientDropped(study=self._study, round=round_, site=site, reason=rejection.reason)
+        except VerificationError:
+            return ClientDropped(study=self._study, round=round_, site=site, reason="out-of-range")
+        # The tensors are in the sum now; keeping them would cost one model per hospital.
+        return AcceptedAnswer(site=site, answer=answer.answer, header=answer.header, tensors={})
+
+    def _add(self, adapter: BlobRef, mean: MeanUpdate) -> BlobRef:
+        before = decode_tensors(self._desk.blobs.read(adapter), self._desk.layout.trained)
+        return self._desk.blobs.put(encode_tensors(apply_update(before, mean.value())))
+
+    def _witness(self, grid: Grid, round_: int) -> str:
+        """Return the checkpoint cosigned by the quorum, and log who cosigned."""
+        self._report("running", round_, "witnessing")
+        note, witnesses = collect_cosignatures(grid, self._desk, self._state, round_)
+        cohort = self._desk.study.cohort
+        if len(witnesses) < cohort.witness_quorum:
+            refused = ", ".join(sorted(set(self._desk.sites) - set(witnesses)))
+            self._report("paused", round_, f"not cosigned by {refused}")
+            raise VerificationError(
+                "witness-quorum-missing",
+                f"{len(witnesses)} of {cohort.witness_quorum} needed members cosigned the audit log; not {refused}",
+                next_step="ask those members for their log; the study goes on when they cosign after a restart",
+            )
+        event = WitnessQuorum(study=self._study, round=round_, size=note_size(note), witnesses=witnesses)
+        self._desk.audit.append([(event, frozenset())])
+        return note
+
+    # -- the end
+
+    def _released(self) -> RoundRecord:
+        """Return the record of the aggregated round whose adapter the study said to release."""
+        good = [record for record in self._state.rounds(self._study) if record.adapter is not None]
+        return good[self._desk.study.released_round - 1]
+
+    def _release(self, grid: Grid, record: RoundRecord) -> None:
+        assert record.adapter is not None
+        self._report("running", record.plan.round, "releasing")
+        self._desk.audit.append([self._finish(record.adapter, record)])
+        self._witness(grid, record.plan.round)
+
+    def _result(self, record: RoundRecord) -> Result:
+        assert record.adapter is not None
+        tensors = decode_tensors(self._desk.blobs.read(record.adapter), self._desk.layout.trained)
+        result = Result()
+        result.arrays = ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
+        return result
+
+    def _report(self, phase: str, round_: int, message: str) -> None:
+        study = self._desk.study
+        self._desk.report(
+            StudyStatus(
+                phase=phase,  # type: ignore[arg-type]  # one of the five literals, at every call above
+                study=study.name,
+                round=round_,
+                rounds=study.privacy.rounds,
+                message=message,
+                sites=dict(self._sites),
+            )
+        )
+
+
+def _known(data: bytes) -> Event:
+    event = parse_event(data)
+    if isinstance(event, Unknown):
+        raise RuntimeError("this server stored an event that it does not know")
+    return event
+
+
+def _answer_entries(accepted: AcceptedAnswer) -> list[Entry]:
+    header, site = accepted.header, frozenset({accepted.site})
+    received = UpdateReceived(study=header.study, round=header.round, site=header.site, header=accepted.answer.header)
+    spent = PrivacySpent(study=header.study, round=header.round, site=header.site, record=accepted.answer.record)
+    return [(received, site), (spent, site)]
+
+
+def _outcome(record: RoundRecord, entries: list[Entry]) -> RoundRecord:
+    return record.moved(
+        record.phase,
+        events=tuple(event.to_bytes() for event, _ in entries),
+        concerned=tuple(tuple(sorted(sites)) for _, sites in entries),
+    )

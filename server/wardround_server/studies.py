@@ -1,0 +1,159 @@
+"""The operator's studies on disk: proposing, offering to members, collecting signatures.
+
+Rules.
+- A study's text never changes after `propose`; only signatures are added to its envelope.
+- A member is offered the studies that name its identity, after the proposal stands in the audit log.
+- A co-signature counts only if it is the caller's own, over exactly the stored bytes; it is durable
+  and queued for the audit log before the call is answered.
+Not done here: whether the members of a study are enrolled (propose checks that), transport.
+"""
+
+from dataclasses import dataclass
+
+from wardround_common.audit.events import StudyApproved, StudyCreated
+from wardround_common.errors import ConfigError, VerificationError
+from wardround_common.files import write_durably
+from wardround_common.signing import Envelope, Signature, fingerprint, open_envelope, parse_public_key
+from wardround_common.study import STUDY_TYPE, Study, open_proposed
+from wardround_server.enrolment import Registry
+from wardround_server.home import Home
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A study with the signatures collected so far."""
+
+    study: Study
+    envelope: Envelope
+
+    def signed_by(self, identity: str) -> bool:
+        """Whether `identity`'s signature was collected (they are verified when they arrive)."""
+        return any(signature.keyid == fingerprint(identity) for signature in self.envelope.signatures)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the members that have not co-signed."""
+        return tuple(member.name for member in self.study.cohort.members if not self.signed_by(member.identity))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyShelf:
+    """All studies of one server.
+
+    Args:
+        home: where they lie.
+        registry: members and the outbox of audit events.
+        operator: this server's public identity.
+    """
+
+    home: Home
+    registry: Registry
+    operator: str
+
+    def require_new(self, name: str) -> None:
+        """Return if no study is called `name`.
+
+        Raises:
+            ConfigError: there is one; a signed study never changes.
+        """
+        if self.home.study(name).exists():
+            raise ConfigError(
+                "study-exists",
+                f"a study called {name} was proposed before",
+                next_step="choose another name in study.yaml: a signed study never changes",
+            )
+
+    def add(self, proposal: Proposal) -> None:
+        """Store a new study durably and queue its audit event.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        write_durably(self.home.study(proposal.study.name), proposal.envelope.to_bytes())
+        event = StudyCreated(study=proposal.study.sha256(), envelope=proposal.envelope)
+        self.registry.queue_event(event, {member.name for member in proposal.study.cohort.members})
+
+    def unlogged(self) -> frozenset[str]:
+        """Return the digests of the studies that have events which are not in the audit log yet."""
+        queued = (item.event for item in self.registry.take_events())
+        return frozenset(e.study for e in queued if isinstance(e, StudyCreated | StudyApproved))
+
+    def all(self) -> tuple[Proposal, ...]:
+        """Return all studies, by name."""
+        return tuple(self.get(name) for name in self.home.study_names())
+
+    def get(self, reference: str) -> Proposal:
+        """Return the study with this name or digest.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for name in self.home.study_names():
+            envelope = Envelope.from_bytes(self.home.study(name).read_bytes())
+            study = open_proposed(envelope, self.operator)
+            if reference in (name, study.sha256()):
+                return Proposal(study=study, envelope=envelope)
+        raise ConfigError(
+            "study-unknown",
+            f"no study called {reference}",
+            next_step="list them with: wardround server status",
+        )
+
+    # -- what members ask (any other name or digest does not exist for them)
+
+    def list_for(self, site: str) -> list[str]:
+        """Return the digests of the studies that name `site` with its enrolled identity."""
+        identity, unlogged = self._identity(site), self.unlogged()
+        mine = [p.study.sha256() for p in self.all() if _names(p.study, site, identity)]
+        return [digest for digest in mine if digest not in unlogged]
+
+    def envelope_for(self, site: str, reference: str) -> bytes:
+        """Return a study's envelope.
+
+        Raises:
+            ConfigError: no such study concerns `site`.
+        """
+        return self._concerning(site, reference).envelope.to_bytes()
+
+    def cosign(self, site: str, data: bytes) -> bytes:
+        """Add `site`'s signature to its study and return the envelope.
+
+        Raises:
+            VerificationError: not the stored study, or not signed by `site`.
+        """
+        offered = Envelope.from_bytes(data)
+        study = Study.from_bytes(offered.payload_bytes())
+        stored = self._concerning(site, study.sha256())
+        identity = stored.study.member(site).identity
+        open_envelope(offered, STUDY_TYPE, [parse_public_key(identity)])
+        if stored.signed_by(identity):
+            return stored.envelope.to_bytes()
+        signature = next(s for s in offered.signatures if s.keyid == fingerprint(identity))
+        return self._add_signature(stored, site, signature).to_bytes()
+
+    def _add_signature(self, stored: Proposal, site: str, signature: Signature) -> Envelope:
+        envelope = stored.envelope.model_copy(update={"signatures": (*stored.envelope.signatures, signature)})
+        write_durably(self.home.study(stored.study.name), envelope.to_bytes())
+        event = StudyApproved(study=stored.study.sha256(), site=site, signature=signature)
+        self.registry.queue_event(event, {member.name for member in stored.study.cohort.members})
+        return envelope
+
+    def _concerning(self, site: str, reference: str) -> Proposal:
+        proposal = self.get(reference)
+        if not _names(proposal.study, site, self._identity(site)):
+            raise ConfigError(
+                "study-unknown", f"no study called {reference}", next_step="ask the operator for the study's name"
+            )
+        return proposal
+
+    def _identity(self, site: str) -> str:
+        member = self.registry.members().get(site)
+        if member is None:
+            raise VerificationError(
+                "site-not-enrolled", f"{site} is not enrolled here", next_step="run: wardround client enroll INVITE"
+            )
+        return member.identity
+
+
+def _names(study: Study, site: str, identity: str) -> bool:
+    return any(member.name == site and member.identity == identity for member in study.cohort.members)
