@@ -124,6 +124,10 @@ def run(call: Callable[[], object], *, as_json: bool = False) -> int:
         # The reader (head, less) has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("wardround"):
+            return _show(as_json, _bug(error), 70)
+        return _show(as_json, _missing_package(error.name), 2)
     except Exception as error:
         return _show(as_json, _bug(error), 70)
     return outcome if isinstance(outcome, int) else 0
@@ -150,6 +154,14 @@ def _show(as_json: bool, error: WardroundError, exit_code: int) -> int:
         Output().note(f"error: {error.message}")
         Output().note(f"next: {error.next_step}")
     return exit_code
+
+
+def _missing_package(name: str) -> WardroundError:
+    return ConfigError(
+        "package-not-installed",
+        f"the package {name} is not installed",
+        next_step="install the extra of your role: pip install 'wardround[client]' or 'wardround[server]'",
+    )
 
 
 def _bug(error: Exception) -> WardroundError:

@@ -1,0 +1,164 @@
+"""study.yaml becomes a study, and a study becomes sentences."""
+
+import base64
+from typing import Any
+
+import pytest
+from peers.studies import REVIEWER, Cast, make_study
+
+from wardround_common.documents import sha256_digest
+from wardround_common.errors import ConfigError
+from wardround_common.plain_words import LEAVES_THE_HOSPITAL, explain, vanishing
+from wardround_common.study import Cohort, Member, Reviewer, Server, Study
+from wardround_common.study_file import StudyFile, compile_study, thresholds
+from wardround_common.study_template import template_study
+
+KEYS = {name: "ed25519:" + base64.b64encode(bytes([i]) * 32).decode() for i, name in enumerate("abcde")}
+FILE = template_study(name="demo", members=("a", "b", "c"), model="minilm")
+CALLS: list[tuple[float, float, float, int]] = []
+
+
+def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    CALLS.append((epsilon, delta, sample_rate, steps))
+    return 0.8
+
+
+def compiled(file: StudyFile, **changes: Any) -> Study:
+    arguments: dict[str, Any] = {
+        "server": Server(name="operator", identity=KEYS["e"], log="log+01020304+AQ==", update_key="AAAA"),
+        "members": KEYS,
+        "reviewers": (Reviewer(name="board", recipient=REVIEWER),),
+        "model_content": sha256_digest(b"model"),
+        "adapter_initial": sha256_digest(b"adapter"),
+        "adapter_parameters": 63_381,
+        "calibrate": calibrate,
+    }
+    return compile_study(file, **{**arguments, **changes})
+
+
+def changed(section: str, **fields: Any) -> StudyFile:
+    return FILE.model_copy(update={section: getattr(FILE, section).model_copy(update=fields)})
+
+
+def test_compiles_to_a_study_with_keys_digests_and_constants() -> None:
+    study = compiled(FILE)
+    assert Study.from_bytes(study.to_bytes()) == study
+    assert [m.identity for m in study.cohort.members] == [KEYS["a"], KEYS["b"], KEYS["c"]]
+    assert (study.model.content, study.adapter.initial, study.adapter.parameters) == (
+        sha256_digest(b"model"), sha256_digest(b"adapter"), 63_381
+    )  # fmt: skip
+    assert study.privacy.divisor == pytest.approx(0.05 * 5_000)
+
+
+def test_noise_is_calibrated_for_all_rounds_and_spare_attempts() -> None:
+    CALLS.clear()
+    assert compiled(FILE).privacy.noise_multiplier == 0.8
+    assert CALLS == [(4.0, 1e-5, 0.05, (20 + 2) * 6)]
+
+
+def test_noise_that_is_given_is_taken() -> None:
+    CALLS.clear()
+    assert compiled(changed("privacy", noise_multiplier=1.25)).privacy.noise_multiplier == 1.25
+    assert CALLS == []
+
+
+def test_a_member_that_is_not_enrolled_is_named() -> None:
+    with pytest.raises(ConfigError, match="not enrolled: zoo") as caught:
+        compiled(changed("cohort", members=("a", "b", "zoo")))
+    assert caught.value.code == "study-unknown-member"
+    assert "a, b, c, d, e" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        (changed("cohort", witness_quorum=2), "witness_quorum k must satisfy"),
+        (changed("cohort", min_cohort=2), "min_cohort must lie between"),
+        (changed("cohort", members=("a", "a", "b")), "distinct names"),
+        (changed("privacy", unit="record"), "records_per_unit must be 1"),
+        (FILE.model_copy(update={"released_round": 21}), "released_round lies after the last round"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(file: StudyFile, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as caught:
+        compiled(file)
+    assert caught.value.code == "study-inconsistent"
+
+
+def test_no_reviewer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="reviewers"):
+        compiled(FILE, reviewers=())
+
+
+@pytest.mark.parametrize("n", range(2, 101))
+def test_suggested_thresholds_are_the_smallest_that_a_study_accepts(n: int) -> None:
+    members = tuple(
+        Member(name=f"s{i}", identity="ed25519:" + base64.b64encode(bytes([i]) * 32).decode()) for i in range(n)
+    )
+    for c in range(n):
+        least, quorum = thresholds(n, c)
+        Cohort(members=members, colluders=c, min_cohort=least, witness_quorum=quorum)
+        with pytest.raises(ValueError, match="witness_quorum"):
+            Cohort(members=members, colluders=c, min_cohort=least, witness_quorum=quorum - 1)
+
+
+def test_a_template_for_an_unknown_model() -> None:
+    with pytest.raises(ConfigError) as caught:
+        template_study(name="demo", members=("a", "b"), model="gpt", colluders=0)
+    assert caught.value.code == "study-no-template"
+
+
+@pytest.mark.parametrize(("members", "colluders"), [(("a",), 0), ((), 0), (("a", "b"), 2)])
+def test_a_template_for_too_few_members(members: tuple[str, ...], colluders: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        template_study(name="demo", members=members, model="minilm", colluders=colluders)
+    assert caught.value.code == "study-too-few-members"
+
+
+@pytest.mark.parametrize(
+    ("members", "colluders", "sentence"),
+    [
+        ("abc", 1, "No hospital may vanish: while one of the 3 is away, the round pauses until it returns."),
+        ("abc", 0, "1 of the 3 hospitals may vanish; if more are away, the round pauses until they return."),
+        ("abcde", 1, "1 of the 5 hospitals may vanish; if more are away, the round pauses until they return."),
+    ],
+)
+def test_how_many_hospitals_may_vanish(members: str, colluders: int, sentence: str) -> None:
+    file = template_study(name="demo", members=tuple(members), model="minilm", colluders=colluders)
+    assert vanishing(compiled(file)) == sentence
+
+
+def test_explains_everything_that_a_person_decides_on() -> None:
+    text = "\n".join(explain(compiled(FILE)))
+    for words in (
+        "proposed by operator",
+        "“say here what the model is for”",
+        "column 'text' into 2 labels, learnt from 'label', on data set notes",
+        "ffa-lora adapter of rank 8 with 63,381 values",
+        "one patient at one hospital at most ε = 4 at δ = 1e-05 (add-or-remove-one)",
+        "20 rounds and 2 spare attempts of 6 steps",
+        "noise of 0.8 ×",
+        "Members: a, b, c. A round counts only with answers of at least 3 of 3 hospitals.",
+        "up to 1 member may collude",
+        "No hospital may vanish",
+        "can open each hospital's single update",
+        "the adapter of round 20 of 20, fixed now; no evaluation",
+        "encrypted to board; 3 of 3 hospitals must cosign",
+        *LEAVES_THE_HOSPITAL,
+    ):
+        assert words in text
+
+
+def test_epsilon_never_stands_alone() -> None:
+    for sentence in explain(make_study(Cast())):
+        if "ε =" in sentence:
+            assert "δ =" in sentence
+            assert "record" in sentence
+            assert "add-or-remove-one" in sentence
+
+
+def test_explains_an_instruction_study() -> None:
+    study = compiled(template_study(name="demo", members=("a", "b"), model="smollm2", colluders=0))
+    text = "\n".join(explain(study))
+    assert "answer column 'prompt' as column 'response' does" in text
+    assert "no member colludes" in text
