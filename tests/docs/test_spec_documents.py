@@ -1,0 +1,91 @@
+"""The worked example of docs/spec/documents.md, byte for byte, and the names in study.md and round.md."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import BaseModel
+
+from wardround_common import rounds
+from wardround_common.config import models_in
+from wardround_common.documents import MAX_DOCUMENT_BYTES, Document
+from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Policy
+from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
+from wardround_common.rounds import UPDATE_HEADER_TYPE
+from wardround_common.signing import MAX_SIGNATURES, Envelope, open_envelope, parse_public_key, sign_document
+from wardround_common.study import STUDY_TYPE, Study
+
+SPEC = Path(__file__).parents[2] / "docs" / "spec"
+PAGE = (SPEC / "documents.md").read_text()
+DOCUMENT, DIGEST, PAE, ENVELOPE, KEYS = (
+    block.rstrip("\n") for block in re.findall(r"^```(?:json|text)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+)
+
+
+def test_the_document() -> None:
+    approval = Approval.from_bytes(DOCUMENT.encode())
+    assert (approval.site, len(DOCUMENT.encode())) == ("general", 215)
+    assert approval.sha256() == DIGEST == "sha256:" + hashlib.sha256(DOCUMENT.encode()).hexdigest()
+
+
+def test_the_pre_authentication_encoding_is_what_is_signed() -> None:
+    """Independently of our signing code: Ed25519 over the printed bytes."""
+    envelope = Envelope.from_bytes(ENVELOPE.encode())
+    public, _ = KEYS.splitlines()
+    signature = base64.b64decode(envelope.signatures[0].sig)
+    parse_public_key(public).verify(signature, PAE.encode())
+    assert base64.b64decode(envelope.payload).decode() == DOCUMENT
+
+
+def test_the_envelope() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    assert sign_document(DOCUMENT.encode(), POLICY_APPROVAL_TYPE, key).to_bytes().decode() == ENVELOPE
+    public, fingerprint = KEYS.splitlines()
+    envelope = Envelope.from_bytes(ENVELOPE.encode())
+    assert envelope.signatures[0].keyid == fingerprint
+    assert open_envelope(envelope, POLICY_APPROVAL_TYPE, [parse_public_key(public)]) == DOCUMENT.encode()
+
+
+def test_limits_and_payload_types_are_those_of_the_code() -> None:
+    assert f"at most {MAX_DOCUMENT_BYTES:,} bytes" in PAGE
+    assert f"`signatures` at most {MAX_SIGNATURES} entries" in PAGE
+    for kind in (STUDY_TYPE, POLICY_APPROVAL_TYPE, UPDATE_HEADER_TYPE, MECHANISM_TYPE):
+        assert f"| `{kind}` |" in PAGE
+
+
+def leaf_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield dotted paths; a list of documents is named once, its fields by their bare names."""
+    for name, field in model.model_fields.items():
+        nested = list(models_in(field.annotation))
+        direct = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        if not direct:
+            yield prefix + name
+        for inner in nested:
+            yield from leaf_paths(inner, f"{prefix}{name}." if direct else "")
+
+
+@pytest.mark.parametrize("path", sorted({*leaf_paths(Study), *leaf_paths(Policy), *leaf_paths(Approval)}))
+def test_every_field_of_study_and_policy_is_described(path: str) -> None:
+    page = (SPEC / "study.md").read_text()
+    assert f"`{path}`" in page or (path in Approval.model_fields and path in page.split("The approval is")[1])
+
+
+ROUND_DOCUMENTS = [
+    value
+    for value in vars(rounds).values()
+    if isinstance(value, type) and issubclass(value, Document) and value.__module__ == rounds.__name__
+]
+
+
+@pytest.mark.parametrize("model", [*ROUND_DOCUMENTS, SubsampledGaussian], ids=lambda m: m.__name__)
+def test_every_document_of_a_round_has_a_row_with_its_fields(model: type[Document]) -> None:
+    rows = [line for line in (SPEC / "round.md").read_text().splitlines() if line.startswith(f"| `{model.__name__}` |")]
+    assert len(rows) == 1, model.__name__
+    for name, field in model.model_fields.items():
+        assert f"`{name}`" in rows[0]
+        if name in ("format", "kind"):
+            assert f"`{field.default}`" in rows[0]
