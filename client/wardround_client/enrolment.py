@@ -1,0 +1,267 @@
+"""Enrolling a hospital: keys made on site, one call to the server, a home folder or nothing.
+
+Rules (docs/spec/identity.md).
+1. The invite is read and checked; the home must not be enrolled; the approver's key file must be
+   new and outside the home.
+2. Identity and transport key are made in `<home>/.enrolling`, which no other part reads.
+3. The server gets a certificate request and the signed binding; private keys never leave.
+4. Its certificate and the operator's binding are verified against the invite's pins.
+5. The responsible person's approver key is made; only its public half enters the home.
+6. Files move into place one by one, `keys/transport.pem` last: a home with that file is enrolled.
+If the line breaks, or a file cannot be written after the server has accepted, `.enrolling` keeps the
+keys and running the same command again finishes: the server gives the same keys the same certificate.
+If the server refuses, nothing is left behind.
+
+    >>> enrol(Path("north.invite"), home, approver_key=Path("/media/usb/approver.key"))  # doctest: +SKIP
+    Enrolled(site='north', ...)
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from wardround_client.transport.calls import Calls
+from wardround_client.transport.connection import Connection
+from wardround_common.errors import ConfigError, EnrolmentError, StorageError, TransportError
+from wardround_common.identity.address import Address
+from wardround_common.identity.authority import (
+    certificate_digest,
+    certificate_pem,
+    make_request,
+    parse_certificate,
+    verify_client_certificate,
+)
+from wardround_common.identity.binding import Binding, bind_site, open_operator_binding
+from wardround_common.identity.invite import Invite
+from wardround_common.identity.keys import (
+    load_identity_key,
+    load_public_key,
+    load_transport_key,
+    new_identity_key,
+    new_transport_key,
+    read_file,
+    read_private,
+    replace_public,
+    write_private,
+    write_private_key,
+    write_public_key,
+)
+from wardround_common.signing import Envelope, fingerprint, public_key_text
+
+STAGING = ".enrolling"
+"""Folder in the home for an enrolment that is not finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolled:
+    """What the person sees, to be compared with the operator by telephone."""
+
+    site: str
+    address: str
+    identity: str  # this site's ed25519: identity
+    fingerprint: str  # of that identity
+    operator: Binding  # name, identity, audit log key, certificate authority
+    operator_fingerprint: str
+
+
+def enrol(
+    invite_path: Path,
+    home: Path,
+    *,
+    approver_key: Path,
+    proxy: str | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Enrolled:
+    """Enrol with an invite file and fill `home` (made if it is not there).
+
+    Raises:
+        ConfigError: a path cannot be used.
+        EnrolmentError: the invite is malformed, unknown, expired or used, or the home is enrolled.
+        VerificationError: what the server sent does not match the invite's pins.
+        TransportError: the server cannot be reached or trusted; run again later.
+        StorageError: a file cannot be written.
+    """
+    invite = Invite.read(invite_path)
+    if not (home / STAGING).exists():  # an interrupted attempt may have been accepted in time
+        invite.require_fresh(clock())
+    _require_new(home)
+    _require_usable(approver_key, home)
+    attempt = _Attempt(invite=invite, home=home, approver_key=approver_key, proxy=proxy, clock=clock)
+    return attempt.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    invite: Invite
+    home: Path
+    approver_key: Path
+    proxy: str | None
+    clock: Callable[[], float]
+
+    @property
+    def staging(self) -> Path:
+        return self.home / STAGING
+
+    def run(self) -> Enrolled:
+        identity, transport = self._stage_keys()
+        try:
+            certificate, envelope, operator = self._ask(identity, transport)
+        except TransportError:
+            raise  # the keys stay: the server may have accepted them before the line broke
+        except BaseException:
+            self._discard()
+            raise
+        # From here on the server has accepted these keys: they stay until the home is complete.
+        self._write_received(certificate, envelope)
+        self._make_approver()
+        self._publish()
+        own = public_key_text(identity.public_key())
+        return Enrolled(
+            site=self.invite.site,
+            address=self.invite.address,
+            identity=own,
+            fingerprint=fingerprint(own),
+            operator=operator,
+            operator_fingerprint=fingerprint(operator.identity),
+        )
+
+    def _discard(self) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _stage_keys(self) -> tuple[Ed25519PrivateKey, ec.EllipticCurvePrivateKey]:
+        """Make the keys, or take those of an attempt that the line broke off (step 2)."""
+        try:
+            (self.staging / "keys").mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _home_unusable(self.home, error) from None
+        identity_file, transport_file = self.staging / "keys" / "identity.key", self.staging / "keys" / "transport.key"
+        if not identity_file.exists():
+            write_private_key(identity_file, new_identity_key())
+        if not transport_file.exists():
+            write_private_key(transport_file, new_transport_key())
+        identity = load_identity_key(identity_file)
+        if not (self.staging / "keys" / "identity.pub").exists():
+            write_public_key(self.staging / "keys" / "identity.pub", identity)
+        return identity, load_transport_key(transport_file)
+
+    def _ask(
+        self, identity: Ed25519PrivateKey, transport: ec.EllipticCurvePrivateKey
+    ) -> tuple[x509.Certificate, Envelope, Binding]:
+        """Steps 3 and 4."""
+        site, authority = self.invite.site, parse_certificate(self.invite.authority.encode())
+        request = make_request(transport, site)
+        binding = bind_site(site, identity, transport.public_key())
+        with Calls(self._connection()) as calls:
+            received, signed = calls.enrol(site, request, binding.to_bytes())
+        certificate = verify_client_certificate(
+            parse_certificate(received), authority, transport.public_key(), now=self.clock()
+        )
+        envelope = Envelope.from_bytes(signed)
+        operator = open_operator_binding(
+            envelope, operator=self.invite.operator, authority=certificate_digest(authority)
+        )
+        return certificate, envelope, operator
+
+    def _connection(self) -> Connection:
+        return Connection(
+            address=Address.parse(self.invite.address),
+            authority=self.invite.authority.encode(),
+            certificate=self.invite.certificate.encode(),
+            key=self.invite.key.encode(),
+            proxy=self.proxy,
+        )
+
+    def _write_received(self, certificate: x509.Certificate, operator: Envelope) -> None:
+        replace_public(self.staging / "keys" / "transport.pem", certificate_pem(certificate))
+        replace_public(self.staging / "keys" / "ca.pem", self.invite.authority.encode())
+        replace_public(self.staging / "operator.json", operator.to_bytes())
+
+    def _make_approver(self) -> None:
+        """Step 5; a key that an interrupted attempt of ours made is kept."""
+        public = self.staging / "approver.pub"
+        if self.approver_key.exists():
+            _require_own_approver(self.approver_key, public)
+            return
+        public.unlink(missing_ok=True)
+        key = new_identity_key()
+        write_public_key(public, key)
+        write_private_key(self.approver_key, key)
+
+    def _publish(self) -> None:
+        """Step 6; copies, so that a failure half-way can be repeated."""
+        try:
+            (self.home / "keys").mkdir(mode=0o700, exist_ok=True)
+            for name in ("operator.json", "approver.pub", "keys/ca.pem", "keys/identity.pub"):
+                replace_public(self.home / name, read_file(self.staging / name))
+            for name in ("keys/identity.key", "keys/transport.key"):
+                (self.home / name).unlink(missing_ok=True)
+                write_private(self.home / name, read_private(self.staging / name))
+            replace_public(self.home / "keys/transport.pem", read_file(self.staging / "keys/transport.pem"))
+        except OSError as error:
+            raise _home_unusable(self.home, error) from None
+        self._discard()
+
+
+def operator_binding(home: Path) -> Binding:
+    """Return the operator's binding that this home received at enrolment.
+
+    It was verified then; the file is this site's own.
+
+    Raises:
+        ConfigError: the home is not enrolled.
+        ProtocolError: the file was altered.
+    """
+    envelope = Envelope.from_bytes(read_file(home / "operator.json"))
+    claimed = Binding.from_bytes(envelope.payload_bytes())
+    authority = certificate_digest(parse_certificate(read_file(home / "keys" / "ca.pem")))
+    return open_operator_binding(envelope, operator=claimed.identity, authority=authority)
+
+
+def _require_new(home: Path) -> None:
+    if (home / "keys" / "transport.pem").exists():
+        raise EnrolmentError(
+            "already-enrolled",
+            f"{home} is enrolled already",
+            next_step="use another --home, or go on with: wardround client start",
+        )
+
+
+def _require_usable(approver_key: Path, home: Path) -> None:
+    if approver_key.resolve().is_relative_to(home.resolve()):
+        raise ConfigError(
+            "approver-key-inside-home",
+            "the approver's key must not lie in the client's home: the daemon could then approve studies by itself",
+            next_step="give a path on a medium of the responsible person, such as a USB stick",
+        )
+    if not approver_key.resolve().parent.is_dir():
+        raise ConfigError(
+            "approver-key-no-folder",
+            f"there is no folder {approver_key.parent}",
+            next_step="make the folder, or give another path for --approver-key",
+        )
+    if approver_key.exists():
+        _require_own_approver(approver_key, home / STAGING / "approver.pub")
+
+
+def _require_own_approver(approver_key: Path, public: Path) -> None:
+    if public.exists() and public_key_text(load_identity_key(approver_key).public_key()) == load_public_key(public):
+        return
+    raise ConfigError(
+        "approver-key-exists",
+        f"{approver_key} exists already and is not overwritten",
+        next_step="give a new path for --approver-key",
+    )
+
+
+def _home_unusable(home: Path, error: OSError) -> StorageError:
+    return StorageError(
+        "home-unusable",
+        f"cannot write in {home}: {error.strerror}",
+        next_step="check that the folder is yours and has space",
+    )
