@@ -26,7 +26,7 @@ from wardround_common.audit.witness import WitnessState
 from wardround_common.documents import Document
 from wardround_common.errors import ProtocolError, StorageError, VerificationError
 from wardround_common.files import write_durably
-from wardround_common.rounds import RoundAnswer
+from wardround_common.rounds import BlobRef, RoundAnswer
 
 
 class Agreed(Document):
@@ -48,6 +48,7 @@ class OwnAnswer(Document):
 
     round: int
     answer: RoundAnswer
+    sealed: BlobRef
 
 
 def agree(agreed: Agreed, site: str, events: Sequence[Event | Unknown], own: OwnAnswer | None, round_: int) -> Agreed:

@@ -10,13 +10,13 @@ Rules.
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from wardround_client.transport.flower import pack, unpack
 from wardround_common.documents import Document
 from wardround_common.errors import BudgetError, PolicyError, ProtocolError, VerificationError, WardroundError
+from wardround_common.logging import get_logger
 from wardround_common.rounds import (
     BlobRef,
     CheckpointOffer,
@@ -28,7 +28,7 @@ from wardround_common.rounds import (
     StaleOffer,
 )
 
-log = structlog.get_logger(__name__)
+log = get_logger("client.app")
 
 
 class Studies(Protocol):

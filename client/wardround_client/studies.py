@@ -9,11 +9,11 @@ Rules.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
@@ -31,6 +31,7 @@ from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tenso
 from wardround_common.audit.witness import consider
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import ConfigError, VerificationError
+from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, require_digest, weight_shapes
 from wardround_common.rounds import BlobRef, CheckpointOffer, Cosignature, RoundAnswer, RoundPlan, StaleOffer
 from wardround_common.signing import Envelope
@@ -41,20 +42,7 @@ if TYPE_CHECKING:
     from wardround_client.training.engine import Trainer
     from wardround_client.training.runtime import Progress
 
-log = structlog.get_logger(__name__)
-
-
-class Server(Protocol):
-    """What a site asks of its server beside the stream of work (`transport`)."""
-
-    def get_study(self, study: str) -> bytes:
-        """Return a study's envelope with the signatures collected so far."""
-
-    def fetch(self, study: str, blob: BlobRef) -> bytes:
-        """Return a blob's bytes, digest checked."""
-
-    def deliver(self, study: str, blob: BlobRef) -> None:
-        """Upload a stored blob, resuming where an earlier attempt stopped."""
+log = get_logger("client.studies")
 
 
 @dataclass(kw_only=True)
@@ -66,7 +54,7 @@ class SiteStudies:
         config: `client.toml`.
         gate, ledger, vault, blobs, board: this site's collaborators.
         key: this site's Ed25519 identity.
-        server: the server's unary calls.
+        get_study: returns a study's envelope from the server, unverified.
     """
 
     home: Home
@@ -77,22 +65,18 @@ class SiteStudies:
     blobs: FileBlobStore
     board: StatusBoard
     key: Ed25519PrivateKey = field(repr=False)
-    server: Server
+    get_study: Callable[[str], bytes] = field(repr=False)
     _open: "dict[str, OpenStudy]" = field(default_factory=dict, repr=False)
 
     def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef]:
-        """Return this site's one answer to `plan`, its sealed update delivered.
+        """Return this site's one answer to `plan`; its sealed update lies in the blob store.
 
         Raises:
             WardroundError: not admitted, or failed locally.
         """
         study = self.open(plan.study)
-        answer, blob = study.rounds.answer(
-            plan, study.agreed, lambda ref: self.server.fetch(plan.study, ref), study.train
-        )
+        answer, blob = study.rounds.answer(plan, study.agreed, self.blobs.read, study.train)
         self._show("sending", study.study, plan.round)
-        self.server.deliver(plan.study, blob)
-        self._show("waiting", study.study, plan.round)
         return answer, blob
 
     def cosign(self, offer: CheckpointOffer) -> Cosignature | StaleOffer:
@@ -115,6 +99,8 @@ class SiteStudies:
         own = self._own_answer(offer)
         study.agreed = agree(agreed, self.config.site, events, own, offer.round).model_copy(update={"witness": witness})
         store_agreed(self.home.agreed(offer.study), study.agreed)
+        if own is not None and study.agreed.round >= offer.round:
+            self.blobs.remove(own.sealed)  # witnessed: nobody may ask for it again
         last = offer.round >= study.study.privacy.rounds
         self._show("done" if last else "waiting", study.study, offer.round)
         return Cosignature(line=line)
@@ -138,7 +124,7 @@ class SiteStudies:
             study = Study.from_bytes(envelope.payload_bytes())
             if len(envelope.signatures) > len(study.cohort.members):
                 return envelope
-        envelope = Envelope.from_bytes(self.server.get_study(digest))
+        envelope = Envelope.from_bytes(self.get_study(digest))
         if sha256_digest(envelope.payload_bytes()) != digest:
             raise VerificationError(
                 "study-altered",
@@ -183,7 +169,8 @@ class SiteStudies:
         if stored is None:
             return None
         header, record = Envelope.from_bytes(stored.header), Envelope.from_bytes(stored.record)
-        return OwnAnswer(round=offer.round, answer=RoundAnswer(header=header, record=record))
+        answer = RoundAnswer(header=header, record=record)
+        return OwnAnswer(round=offer.round, answer=answer, sealed=stored.sealed)
 
     def _show(self, phase: str, study: Study, round_: int, message: str = "") -> None:
         spent = self.ledger.spent(study.sha256())

@@ -14,12 +14,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
 from wardround_common import __version__
 from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopped
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError
+from wardround_common.logging import get_logger
 from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
 from wardround_server.auditlog import AuditLog
@@ -40,7 +39,7 @@ TICK_S = 0.5
 MAX_REFUSALS = 256
 """Refused connections remembered between two ticks; a scanner must not fill the log or the memory."""
 
-log = structlog.get_logger(__name__)
+log = get_logger("server")
 
 
 def serve_home(root: Path, stop: threading.Event, *, listening: Callable[[str], None] = lambda address: None) -> None:

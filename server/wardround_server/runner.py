@@ -4,7 +4,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-import structlog
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from wardround_common.envelope.update import load_update_key, open_update, update_info
@@ -13,6 +12,7 @@ from wardround_common.adapter import adapter_layout, initial_digest, initial_ten
 from wardround_common.audit.events import ModelReleased
 from wardround_common.errors import VerificationError, WardroundError
 from wardround_common.identity.keys import node_id
+from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, weight_shapes
 from wardround_common.rounds import BlobRef
 from wardround_common.study import open_cosigned
@@ -24,7 +24,7 @@ from wardround_server.rounds.strategy import WardStrategy
 from wardround_server.status import StatusBoard
 from wardround_server.studies import Proposal
 
-log = structlog.get_logger(__name__)
+log = get_logger("server.study")
 
 
 @dataclass(frozen=True, kw_only=True)

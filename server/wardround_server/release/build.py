@@ -16,10 +16,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from wardround_common.privacy.accountant import every_site_price, price
 
 from wardround_common.adapter import AdapterLayout, decode_tensors, encode_tensors, initial_tensors, peft_config
 from wardround_common.errors import StorageError
+from wardround_common.privacy.accountant import every_site_price, price
 from wardround_common.signing import Envelope
 from wardround_common.study import Study
 from wardround_server.release.provenance import provenance

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from wardround_common.privacy.accountant import Price
 
 from wardround_common import __version__
 from wardround_common.documents import canonical_json
+from wardround_common.privacy.accountant import Price
 from wardround_common.signing import Envelope, sign_document
 from wardround_common.study import Study
 

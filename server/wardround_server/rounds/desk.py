@@ -33,7 +33,7 @@ class Audit(Protocol):
         """The newest checkpoint with a quorum's cosignatures, '' before the first."""
 
     def add_cosignatures(self, lines: Sequence[str], size: int, *, quorum: int) -> str:
-        """Store verified cosignatures over the tree of `size`; return the note; it counts as cosigned from `quorum` on."""
+        """Store verified cosignatures over the tree of `size`; return the note (`cosigned` from `quorum` on)."""
 
 
 class Blobs(Protocol):

@@ -15,7 +15,7 @@ Hospitals evaluate nothing: `configure_evaluate` sends no message.
 """
 
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -222,7 +222,7 @@ class WardStrategy(Strategy):
             answer = checker.check(site, *unpack(reply))
             mean.add(answer.tensors)
         except AnswerRefused as refusal:
-            reason: Refusal = "refused" if refusal.code == "refused" else "failed-locally"
+            reason: Literal["refused", "failed-locally"] = "refused" if refusal.code == "refused" else "failed-locally"
             return ClientDropped(study=self._study, round=round_, site=site, reason=reason)
         except AnswerRejected as rejection:
             return ClientDropped(study=self._study, round=round_, site=site, reason=rejection.reason)

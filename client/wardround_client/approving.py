@@ -1,0 +1,130 @@
+"""Approving a study at one hospital: look, check locally, reserve, sign; nothing leaves before the end.
+
+Rules.
+- The order is: signatures of the proposal, policy, price, base model, data, budget; the first that
+  fails ends it, and its only outcome is that nobody signs. Data are checked here and only here.
+- Approval reserves the whole plan in the ledger before this site's signature leaves.
+- The approval is signed with the responsible person's key, which the daemon does not hold.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from wardround_client.config import ClientConfig
+from wardround_client.home import Home
+from wardround_client.ledger import Ledger
+from wardround_client.studies import load_site_texts
+from wardround_common.config import load_yaml
+from wardround_common.documents import sha256_digest
+from wardround_common.errors import VerificationError
+from wardround_common.files import write_durably
+from wardround_common.identity.keys import load_identity_key, load_public_key
+from wardround_common.models import locate_model, require_digest
+from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Clause, Policy, require, review
+from wardround_common.privacy.accountant import Price, check_claim, plan_price
+from wardround_common.signing import Envelope, public_key_text, sign_document
+from wardround_common.study import Study, open_proposed
+
+
+class StudyCalls(Protocol):
+    """The calls that approving needs (`transport.calls.Calls`)."""
+
+    def get_study(self, reference: str) -> bytes:
+        """Return a study's envelope, unverified."""
+
+    def cosign(self, envelope: bytes) -> bytes:
+        """Send this site's signature; return the envelope with all signatures so far, unverified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Considered:
+    """A proposal beside this hospital's policy."""
+
+    study: Study
+    envelope: Envelope = field(repr=False)
+    policy: Policy
+    clauses: tuple[Clause, ...]
+    price: Price
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approver:
+    """Considers and approves studies for the site in `home`."""
+
+    home: Home
+    config: ClientConfig
+    calls: StudyCalls
+    ledger: Ledger
+
+    def consider(self, reference: str) -> Considered:
+        """Return the proposal and what the policy says; nothing is decided.
+
+        Raises:
+            VerificationError: not signed by the pinned operator, or this site is no member.
+        """
+        policy = load_yaml(self.home.policy, Policy)
+        envelope = Envelope.from_bytes(self.calls.get_study(reference))
+        study = open_proposed(envelope, policy.pins.operator)
+        if reference not in (study.name, study.sha256()):
+            raise _altered(f"the server sent study {study.name} when asked for {reference}")
+        own = study.member(self.config.site).identity
+        if own != load_public_key(self.home.keys / "identity.pub"):
+            raise _altered(f"the study names another identity for {self.config.site} than this site's")
+        return Considered(
+            study=study,
+            envelope=envelope,
+            policy=policy,
+            clauses=review(policy, study),
+            price=plan_price(study.privacy),
+        )
+
+    def check(self, considered: Considered) -> None:
+        """Return if this study can be approved here: policy, price, base model, data.
+
+        Raises:
+            PolicyError, BudgetError, VerificationError, ConfigError, DataError: the first that fails.
+        """
+        study = considered.study
+        require(considered.policy, study)
+        check_claim(study.privacy)
+        folder = locate_model(self.config.model.source or study.model.source, offline=self.config.model.offline)
+        require_digest(folder, study.model.content)
+        load_site_texts(self.home, self.config, study, strict=True)
+
+    def approve(self, considered: Considered, approver_key: Path) -> Envelope:
+        """Reserve the plan, sign as the responsible person and as the site, and send the co-signature.
+
+        Raises:
+            VerificationError: another person's key than the one recorded at enrolment.
+            BudgetError: the lifetime budget does not suffice; nothing was signed.
+        """
+        study, policy = considered.study, considered.policy
+        person = load_identity_key(approver_key)
+        self._require_person(person)
+        self.ledger.reserve(study, cap_epsilon=policy.lifetime_epsilon, cap_delta=policy.lifetime_delta)
+        approval = Approval(site=self.config.site, study=study.sha256(), policy=policy.sha256())
+        signed = sign_document(approval.to_bytes(), POLICY_APPROVAL_TYPE, person)
+        write_durably(self.home.approval(study.sha256()), signed.to_bytes())
+        own = considered.envelope.with_signature(load_identity_key(self.home.identity_key))
+        answered = Envelope.from_bytes(self.calls.cosign(own.to_bytes()))
+        if sha256_digest(answered.payload_bytes()) != study.sha256():
+            raise _altered("the server answered with another study than the one that was signed")
+        write_durably(self.home.study(study.sha256()), answered.to_bytes())
+        return answered
+
+    def _require_person(self, person: Ed25519PrivateKey) -> None:
+        if public_key_text(person.public_key()) != load_public_key(self.home.approver):
+            raise VerificationError(
+                "approver-wrong-key",
+                "this is not the key of the responsible person that was recorded at enrolment",
+                next_step="use the key file that `wardround client enroll --approver-key` made",
+            )
+
+
+def _altered(why: str) -> VerificationError:
+    return VerificationError(
+        "study-altered", why, next_step="do not approve; compare the study's digest with the operator by telephone"
+    )

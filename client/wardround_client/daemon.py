@@ -1,0 +1,117 @@
+"""The hospital's daemon: wires policy, ledger, vault, training and transport together.
+
+Rules.
+- All randomness of the guarantee comes from the operating system (`randomness.new_round_seed`); no
+  configuration, flag or environment variable can replace it.
+- The shell imports no torch; an approved study loads it, and stays resident, before the first round.
+- A server that cannot be reached is waited for, for ever; a second daemon on one home is refused.
+"""
+
+import asyncio
+import threading
+from contextlib import closing
+
+from flwr.app import Context, Message, RecordDict
+
+from wardround_client.app import client_app
+from wardround_client.config import ClientConfig
+from wardround_client.gate import Gate
+from wardround_client.home import Home
+from wardround_client.ledger import Ledger
+from wardround_client.status import StatusBoard
+from wardround_client.studies import SiteStudies
+from wardround_client.transport.calls import Calls
+from wardround_client.transport.connection import Connection
+from wardround_client.transport.session import Session, SessionState
+from wardround_client.vault import Vault
+from wardround_common.config import load_yaml
+from wardround_common.errors import TransportError, WardroundError
+from wardround_common.identity.keys import load_identity_key, load_public_key
+from wardround_common.logging import get_logger
+from wardround_common.policy import Policy
+from wardround_common.wire.blobstore import FileBlobStore
+
+log = get_logger("client")
+
+
+def run_daemon(home: Home, config: ClientConfig, stop: threading.Event) -> None:
+    """Run this hospital's daemon until `stop` is set.
+
+    Raises:
+        ConfigError: not an enrolled home, or a file in it is unusable.
+        EnrolmentError: the certificate was revoked or has expired.
+        StorageError: another daemon runs on this home, or the state is unusable.
+    """
+    connection = Connection.from_home(home.root, address=config.server, proxy=config.proxy)
+    with closing(Ledger.open(home.ledger, writer=True)) as ledger:
+        studies = open_site(home, config, ledger, connection)
+        board = studies.board
+        _prepare(studies)
+        session = _session(studies, connection)
+        threading.Thread(target=_forward, args=(stop, session), name="stop", daemon=True).start()
+        try:
+            asyncio.run(session.run())
+        except WardroundError as error:
+            board.show(phase="failed", message=error.message)
+            raise
+        log.info("stopped")
+
+
+def open_site(home: Home, config: ClientConfig, ledger: Ledger, connection: Connection) -> SiteStudies:
+    """Return the site's studies with their real collaborators."""
+    board = StatusBoard(home.status)
+    board.show(phase="starting")
+    gate = Gate(site=config.site, policy=load_yaml(home.policy, Policy), approver=load_public_key(home.approver))
+    return SiteStudies(
+        home=home,
+        config=config,
+        gate=gate,
+        ledger=ledger,
+        vault=Vault(home.sealed, home.local_key),
+        blobs=FileBlobStore(home.blobs),
+        board=board,
+        key=load_identity_key(home.identity_key),
+        get_study=lambda digest: _get_study(connection, digest),
+    )
+
+
+def _get_study(connection: Connection, digest: str) -> bytes:
+    with Calls(connection) as calls:
+        return calls.get_study(digest)
+
+
+def _prepare(studies: SiteStudies) -> None:
+    """Open what was approved, so that the first plan finds model and caches in memory."""
+    for digest in studies.home.approved_studies():
+        try:
+            studies.open(digest)
+        except TransportError as error:
+            log.warning("the server is not reachable yet", why=str(error))
+        except WardroundError as error:
+            log.error("an approved study cannot be opened yet", code=error.code, why=str(error), next=error.next_step)
+
+
+def _forward(stop: threading.Event, session: Session) -> None:
+    stop.wait()
+    session.stop()
+
+
+def _session(studies: SiteStudies, connection: Connection) -> Session:
+    app = client_app(studies)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+    def handle(message: Message) -> Message:
+        return app(message, context)
+
+    def on_state(state: SessionState) -> None:
+        if state.phase in ("connecting", "waiting"):
+            studies.board.show(phase="connecting", message=state.text)
+
+    return Session(
+        connection,
+        handle,
+        identity=load_public_key(studies.home.keys / "identity.pub"),
+        blobs=studies.blobs,
+        studies=studies.home.approved_studies,
+        on_state=on_state,
+    )
