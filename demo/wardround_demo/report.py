@@ -1,0 +1,121 @@
+"""From scores, ledgers and the audit trail to `Results`.
+
+Rules.
+- ε is taken twice: from each hospital's own ledger (`wardround client status`), and recomputed from
+  the signed records that the reviewer reads in the audit trail. Both are in the result.
+- The audit trail counts as accepted only if `wardround audit verify` exits with 0.
+- A row that was not computed now is the recorded one if it fits, else it has no numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from wardround_common.audit.trust import load_trust
+from wardround_demo import recorded
+from wardround_demo.chapters import HOSPITALS
+from wardround_demo.dataset import Dataset
+from wardround_demo.folder import Folder
+from wardround_demo.results import Audit, Hospital, Privacy, Row
+from wardround_demo.scenario import Scenario
+from wardround_demo.settings import DELTA, EPSILON
+from wardround_demo.spent import agrees, signed_records, spent_by_site
+
+TITLES = {
+    "base": "base model as it is",
+    "tfidf-svc": "TF-IDF + linear SVC, pooled, no privacy",
+    **{f"local-{name}": f"{name} alone, ε = {EPSILON:g}" for name in HOSPITALS},
+    "federated": f"federated, ε = {EPSILON:g} at each hospital",
+    "centralised-dp": f"centralised, ε = {EPSILON:g}",
+    "centralised": "centralised, no privacy",
+}
+"""Every row of the table, in its order."""
+
+LIVE = ("base", "tfidf-svc", "federated")
+"""Arms that every demo computes."""
+
+OTHERS = tuple(arm for arm in TITLES if arm not in LIVE)
+"""Arms that are recorded unless `--all-arms` is given."""
+
+
+def rows(data: Dataset, scores: Mapping[str, Any], *, seed: int, command: str) -> tuple[Row, ...]:
+    """Return the table's rows: live where there is a score, else recorded, else without numbers.
+
+    Args:
+        data: what the scores are on.
+        scores: arm -> {"accuracy", "macro_f1"} or {"response_nll"}.
+        seed: the run's seed.
+        command: what was typed.
+    """
+    now = recorded.provenance(seed=seed, data=data.manifest.digest, command=command)
+    if data.manifest.form == "instruction":
+        return tuple(
+            Row(arm=arm, title=TITLES[arm], source="live", provenance=now, **scores[arm])
+            for arm in ("base", "federated")
+        )
+    known = recorded.load()
+    choose = partial(recorded.choose, rows=known, data=now.data_digest, code=now.code_digest)
+    return tuple(
+        Row(arm=arm, title=title, source="live", provenance=now, **scores[arm]) if arm in scores else choose(arm, title)
+        for arm, title in TITLES.items()
+    )
+
+
+def review(scenario: Scenario, accuracies: Mapping[str, float]) -> tuple[Audit, tuple[Hospital, ...], Privacy]:
+    """Check the audit trail as the reviewer, and compare its ε with each hospital's ledger.
+
+    Raises:
+        WardroundError: the trail cannot be read, or a record in it was not signed by its hospital.
+    """
+    answers: list[Any] = scenario.children.together(
+        [scenario.audit_verify, scenario.audit_entries, *(partial(scenario.ledger, name) for name in HOSPITALS)]
+    )
+    (exit_code, command, answer), entries, ledgers = answers[0], answers[1], answers[2:]
+    trust = load_trust(scenario.folder.trust)
+    prices = spent_by_site(entries, trust, DELTA)
+    hospitals = tuple(
+        Hospital(
+            name=name,
+            accuracy=accuracies.get(name),
+            epsilon_ledger=ledger,
+            epsilon_audit=prices[name].epsilon if name in prices else None,
+            agree=name in prices and agrees(ledger, prices[name].epsilon),
+        )
+        for name, ledger in zip(HOSPITALS, ledgers, strict=True)
+    )
+    audit = Audit(accepted=exit_code == 0, exit_code=exit_code, command=command, entries=len(entries), report=answer)
+    return audit, hospitals, _privacy(entries, prices, trust)
+
+
+def files_of(folder: Folder) -> dict[str, str]:
+    """Return what a person may want to open, by name."""
+    return {
+        "adapter": str(folder.release),
+        "audit log": str(folder.audit),
+        "results": str(folder.results),
+        "logs": str(folder.logs),
+    }
+
+
+def worst(hospitals: Sequence[Hospital]) -> str | None:
+    """Return the hospital for which the federated model is least accurate."""
+    known = {hospital.name: hospital.accuracy for hospital in hospitals if hospital.accuracy is not None}
+    return min(known, key=known.__getitem__) if known else None
+
+
+def _privacy(entries: Sequence[Mapping[str, Any]], prices: Mapping[str, Any], trust: Any) -> Privacy:
+    dearest = max(prices.values(), key=lambda found: found.epsilon)
+    records = signed_records(entries, trust)
+    first = records[0]
+    return Privacy(
+        epsilon=dearest.epsilon,
+        delta=dearest.delta,
+        unit=dearest.unit,
+        adjacency=dearest.adjacency,
+        accountant=dearest.accountant,
+        planned_epsilon=EPSILON,
+        noise_multiplier=first.noise_multiplier,
+        sample_rate=first.sample_rate,
+        clip_norm=first.clip_norm,
+        steps=sum(record.steps for record in records if record.site == first.site),
+    )
