@@ -133,7 +133,7 @@ def _require_readable(entries: list[LogEntry]) -> None:
         raise ConfigError(
             "audit-nothing-readable",
             f"none of the log's {len(segments)} segments can be read: {sealed[0].problem}",
-            next_step="use the identity whose recipient the operator was given; `verify` tells whether key files are missing",
+            next_step="use the identity whose recipient the operator was given; `verify` finds missing key files",
         )
     broken = [entry for entry in entries if entry.kind == "unreadable"]
     if broken:

@@ -153,6 +153,8 @@ class LogFolder:
         data = self.read(path, MAX_NOTE_BYTES)
         if data is None:
             return None
+        if not data:
+            raise altered(f"{path} is empty")
         try:
             return data.decode()
         except UnicodeDecodeError:

@@ -1,0 +1,275 @@
+import hashlib
+import hmac
+import struct
+
+import pyrage
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wardround_common.audit.seal import (
+    BUCKETS,
+    MAX_EVENT_BYTES,
+    OpenEntry,
+    Sealer,
+    SegmentChain,
+    message_keys,
+    open_entry,
+    open_segment,
+    parse_entry,
+    parse_sealed,
+    unwrap_seed,
+)
+from wardround_common.audit.tiles import MAX_ENTRY_BYTES
+from wardround_common.errors import ConfigError, ProtocolError, VerificationError
+
+SEED = bytes(range(32))
+SEGMENT = b"segment1"
+EVENT = b'{"kind":"server.stop","v":1}'
+
+
+def mac(key, message):
+    return hmac.new(key, message, hashlib.sha256).digest()
+
+
+def sealed(event=EVENT, time=7):
+    return Sealer(segment=SEGMENT, seed=SEED).seal(event, time=time)
+
+
+def build(plaintext, key=bytes(32)):
+    """Return an entry over any plaintext, built by hand from docs/spec/audit.md."""
+    header = b"\x01\x01" + SEGMENT + struct.pack(">QI", 7, 0) + mac(key, b"commit")
+    return header + ChaCha20Poly1305(mac(key, b"aead")).encrypt(bytes(12), plaintext, header)
+
+
+def test_an_entry_is_byte_for_byte_what_the_spec_says():
+    key = mac(mac(SEED, b"wardround/audit/1 chain"), b"message")
+    plaintext = (b"\x00" + struct.pack(">I", len(EVENT)) + EVENT).ljust(256, b"\0")
+    assert sealed() == (build(plaintext, key), key)
+
+
+def test_later_keys_come_from_the_ratchet():
+    sealer = Sealer(segment=SEGMENT, seed=SEED)
+    chain = mac(SEED, b"wardround/audit/1 chain")
+    derived = message_keys(SEED)
+    for counter in range(5):
+        entry, key = sealer.seal(EVENT, time=0)
+        assert key == mac(chain, b"message") == next(derived)
+        assert parse_sealed(entry).counter == counter
+        assert open_entry(parse_sealed(entry), key) == EVENT
+        chain = mac(chain, b"next")
+
+
+def test_a_stolen_sealer_opens_nothing_earlier():
+    sealer = Sealer(segment=SEGMENT, seed=SEED)
+    earlier = [sealer.seal(EVENT, time=0)[0] for _ in range(5)]
+    stolen = sealer._chain
+    for _ in range(20):
+        for entry in earlier:
+            with pytest.raises(VerificationError):
+                open_entry(parse_sealed(entry), mac(stolen, b"message"))
+        stolen = mac(stolen, b"next")
+
+
+@given(st.binary(max_size=70_000))
+def test_any_event_comes_back_padded(event):
+    try:
+        entry, key = sealed(event)
+    except ProtocolError as error:
+        assert error.code == "audit-event-too-large"
+        assert len(event) > 60_000
+        return
+    assert len(entry) <= MAX_ENTRY_BYTES
+    assert len(entry) - 54 - 16 in BUCKETS
+    assert open_entry(parse_sealed(entry), key) == event
+
+
+def test_large_events_are_compressed():
+    event = b'{"labels":"' + b"ward," * 40_000 + b'"}'
+    entry, key = sealed(event)
+    assert len(entry) < 5_000
+    assert open_entry(parse_sealed(entry), key) == event
+    with pytest.raises(ProtocolError, match="does not fit"):
+        sealed(bytes(MAX_EVENT_BYTES + 1))
+
+
+def test_every_bit_of_an_entry_matters():
+    entry, key = sealed()
+    for position in range(len(entry)):
+        for bit in (1, 128):
+            wrong = bytearray(entry)
+            wrong[position] ^= bit
+            with pytest.raises(VerificationError):
+                open_entry(parse_sealed(bytes(wrong)), key)
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"", bytes(33)])
+def test_wrong_keys(key):
+    entry, _ = sealed()
+    with pytest.raises(VerificationError) as caught:
+        open_entry(parse_sealed(entry), key)
+    assert caught.value.code == "log-entry-unreadable"
+
+
+def test_a_short_key_that_hmac_takes_for_the_same_is_refused():
+    # HMAC fills keys with zeros, so these two keys have one commitment.
+    long = b"k" * 31 + b"\0"
+    entry = parse_sealed(build((b"\x00" + struct.pack(">I", 2) + b"{}").ljust(256, b"\0"), long))
+    assert open_entry(entry, long) == b"{}"
+    with pytest.raises(VerificationError):
+        open_entry(entry, b"k" * 31)
+
+
+def test_one_ciphertext_cannot_have_two_meanings():
+    """ChaCha20-Poly1305 alone opens under two keys for one crafted ciphertext; the commitment forbids it."""
+    first, second = b"a" * 32, b"b" * 32
+    header = b"\x01\x01" + SEGMENT + struct.pack(">QI", 7, 0) + mac(first, b"commit")
+    ciphertext = two_meanings(mac(first, b"aead"), mac(second, b"aead"), header)
+    for key in (first, second):  # the attack on the bare AEAD is real ...
+        ChaCha20Poly1305(mac(key, b"aead")).decrypt(bytes(12), ciphertext, header)
+    entry = parse_sealed(header + ciphertext)
+    with pytest.raises(VerificationError, match="commitment"):  # ... and stops here
+        open_entry(entry, second)
+
+
+def two_meanings(key1, key2, header):
+    """Return a ciphertext of a padded size that both keys authenticate (Len, Grubbs, Ristenpart, USENIX 2021).
+
+    Poly1305 is linear in one block: choose that block so that both tags are equal.
+    """
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+    prime = (1 << 130) - 5
+
+    def one_time(key):
+        block = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(32))
+        r = int.from_bytes(block[:16], "little") & 0x0FFFFFFC0FFFFFFC0FFFFFFC0FFFFFFF
+        return r, int.from_bytes(block[16:], "little")
+
+    (r1, s1), (r2, s2) = one_time(key1), one_time(key2)
+    size = 256
+    padded_header = header + bytes(-len(header) % 16)
+    lengths = struct.pack("<QQ", len(header), size)
+
+    def poly(r, body):
+        message, total = padded_header + body + lengths, 0
+        for at in range(0, len(message), 16):
+            total = (total + int.from_bytes(message[at : at + 16] + b"\x01", "little")) * r % prime
+        return total
+
+    last = size // 16 - 1
+    for attempt in range(2_000):
+        body = bytearray(size)
+        body[:4] = struct.pack(">I", attempt)
+        # The free block is the last one; it is multiplied by r^2 (itself and the lengths block follow).
+        body[16 * last :] = bytes(16)
+        for carry in range(-2, 3):  # tags are sums modulo 2^128
+            difference = (poly(r2, body) + s2) - (poly(r1, body) + s1) + carry * (1 << 128)
+            block = difference * pow(pow(r1, 2, prime) - pow(r2, 2, prime), -1, prime) % prime
+            if block >= 1 << 128:
+                continue
+            made = bytes(body[: 16 * last]) + block.to_bytes(16, "little")
+            tags = {((poly(r, made) + s) % (1 << 128)).to_bytes(16, "little") for r, s in ((r1, s1), (r2, s2))}
+            if len(tags) == 1:
+                return made + tags.pop()
+    raise AssertionError("no such ciphertext found")
+
+
+@pytest.mark.parametrize("plaintext", [
+    (b"\x02" + struct.pack(">I", 2) + b"{}").ljust(256, b"\0"),  # unknown encoding
+    (b"\x00" + struct.pack(">I", 2) + b"{}").ljust(255, b"\0") + b"\1",  # padding is not zero
+    (b"\x00" + struct.pack(">I", 2) + b"{}").ljust(512, b"\0"),  # not the smallest bucket
+    (b"\x00" + struct.pack(">I", 1 << 31)).ljust(256, b"\0"),  # length beyond the end
+    (b"\x01" + struct.pack(">I", 2) + b"{}").ljust(256, b"\0"),  # no zlib
+])  # fmt: skip
+def test_malformed_plaintexts_are_refused(plaintext):
+    with pytest.raises(VerificationError) as caught:
+        open_entry(parse_sealed(build(plaintext)), bytes(32))
+    assert caught.value.code == "log-entry-unreadable"
+
+
+def test_a_zlib_bomb_is_refused():
+    import zlib
+
+    body = zlib.compress(bytes(20 << 20), 9)
+    frame = b"\x01" + struct.pack(">I", len(body)) + body
+    size = next(bucket for bucket in BUCKETS if bucket >= len(frame))
+    with pytest.raises(VerificationError, match="too long"):
+        open_entry(parse_sealed(build(frame.ljust(size, b"\0"))), bytes(32))
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_are_refused_or_parsed(data):
+    try:
+        parse_entry(data)
+    except VerificationError as error:
+        assert error.code == "log-entry-malformed"
+
+
+class TestSegments:
+    def setup_method(self):
+        self.identity = pyrage.x25519.Identity.generate()
+        self.second = pyrage.x25519.Identity.generate()
+        recipients = [str(i.to_public()) for i in (self.identity, self.second)]
+        self.wrap, entry = open_segment(SEGMENT, SEED, recipients, time=7)
+        self.entry = parse_entry(entry)
+        self.raw = entry
+
+    def test_every_reviewer_unwraps_it_without_our_code(self):
+        for identity in (self.identity, self.second):
+            assert pyrage.decrypt(self.wrap, [identity]) == SEED.hex().encode()
+            assert unwrap_seed(self.wrap, self.entry.opened, identity) == SEED
+
+    def test_commitments_are_what_the_spec_says(self):
+        opened = self.entry.opened
+        assert opened.seed == "sha256:" + hashlib.sha256(b"wardround/audit/1 seed" + SEED).hexdigest()
+        assert opened.wrap == "sha256:" + hashlib.sha256(self.wrap).hexdigest()
+        own = "sha256:" + hashlib.sha256(str(self.identity.to_public()).encode()).hexdigest()
+        assert own in opened.recipients
+        assert (self.entry.segment, self.entry.time) == (SEGMENT.hex(), 7)
+        assert SEED not in self.raw
+
+    def test_a_stranger_cannot_unwrap(self):
+        with pytest.raises(VerificationError) as caught:
+            unwrap_seed(self.wrap, self.entry.opened, pyrage.x25519.Identity.generate())
+        assert caught.value.code == "audit-identity-wrong"
+
+    @pytest.mark.parametrize("content", [bytes(32).hex().encode(), b"no hex", b"", b"\xff", bytes(31).hex().encode()])
+    def test_a_wrap_of_something_else_is_refused(self, content):
+        wrap = pyrage.encrypt(content, [self.identity.to_public()])
+        with pytest.raises(VerificationError):
+            unwrap_seed(wrap, self.entry.opened, self.identity)
+        opened = self.entry.opened.model_copy(update={"wrap": "sha256:" + hashlib.sha256(wrap).hexdigest()})
+        with pytest.raises(VerificationError) as caught:
+            unwrap_seed(wrap, opened, self.identity)
+        assert caught.value.code == "log-key-file-altered"
+
+    @pytest.mark.parametrize("wrap", [b"", b"age-encryption.org/v1\n", bytes(100_000)])
+    def test_hostile_age_files(self, wrap):
+        opened = self.entry.opened.model_copy(update={"wrap": "sha256:" + hashlib.sha256(wrap).hexdigest()})
+        with pytest.raises(VerificationError):
+            unwrap_seed(wrap, opened, self.identity)
+
+    def test_a_malformed_recipient(self):
+        with pytest.raises(ConfigError) as caught:
+            open_segment(SEGMENT, SEED, ["age1" + "x" * 58], time=0)
+        assert caught.value.code == "reviewer-recipient-invalid"
+
+    def test_order_of_entries(self):
+        sealer = Sealer(segment=SEGMENT, seed=SEED)
+        first, second = (parse_entry(sealer.seal(EVENT, time=0)[0]) for _ in range(2))
+        chain = SegmentChain()
+        for entry in (self.entry, first, second):
+            chain.add(entry)
+        for wrong in ([first], [self.entry, second], [self.entry, first, first], [self.entry, self.entry]):
+            chain = SegmentChain()
+            with pytest.raises(VerificationError):
+                for entry in wrong:
+                    chain.add(entry)
+
+    def test_an_altered_segment_open_is_refused(self):
+        assert isinstance(self.entry, OpenEntry)
+        for wrong in (self.raw[:-1], self.raw + b" ", self.raw.replace(b'"wrap"', b'"warp"')):
+            with pytest.raises(VerificationError):
+                parse_entry(wrong)
