@@ -71,12 +71,12 @@ class Scene:
             quorum=quorum,
         )
 
-    def consider(self, site: str, log: AuditLog, **changes) -> tuple[str, WitnessState, tuple[Event, ...]]:
+    def consider(self, site: str, log: AuditLog) -> tuple[str, WitnessState, tuple[Event, ...]]:
         """Let `site` consider the log's offer, without remembering the result."""
         state = self.states.get(site)
         offer = log.offer(STUDY, 1, site, state.size if state else 0)
-        options = {"log": log.verifier_key, "key": self.sites[site], "name": site, "clock": self.clock}
-        return consider(state, offer, **(options | changes))
+        key = self.sites[site]
+        return consider(state, offer, log=log.verifier_key, key=key, name=site, clock=self.clock)
 
     def cosign(self, log: AuditLog, sites: tuple[str, ...] = SITES) -> dict[str, tuple[Event, ...]]:
         """Let `sites` cosign the newest checkpoint; return what each was shown."""

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -300,18 +301,28 @@ def test_threads_may_append_at_once(scene):
 
 
 class TestDamaged:
-    @pytest.fixture
-    def folder(self, scene):
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory):
+        scene = Scene(tmp_path_factory.mktemp("whole"))
         with scene.open() as log:
             log.append([started()] * 300)
             play_round(scene, log, 1)
             scene.cosign(log)
             log.append([started()])
+        return scene
+
+    @pytest.fixture
+    def scene(self, whole, tmp_path):
+        shutil.copytree(whole.home, tmp_path / "copy")
+        return Scene(tmp_path / "copy", reviewer=whole.reviewer, states=dict(whole.states))
+
+    @pytest.fixture
+    def folder(self, scene):
         return scene.folder
 
     @pytest.mark.parametrize(
         "name",
-        ["log/checkpoint", "log/checkpoint.cosigned", "log/tile/0/000", "log/tile/entries/000", "log/tile/0/001.p/50",
+        ["log/checkpoint", "log/tile/0/000", "log/tile/entries/000", "log/tile/0/001.p/50",
          "log/tile/1/000.p/1", "log/tile/entries/001.p/50"],
     )  # fmt: skip
     @pytest.mark.parametrize("how", ["flip", "empty", "missing"])
@@ -319,10 +330,18 @@ class TestDamaged:
         path = folder / name
         data = bytearray(path.read_bytes())
         if how == "missing":
-            path.unlink()  # for checkpoint.cosigned, what the sites cosigned is still known from audit-pending
+            path.unlink()
         else:
             data[len(data) // 2] ^= 1
             path.write_bytes(data if how == "flip" else b"")
+        with pytest.raises(StorageError) as caught:
+            scene.open()
+        assert caught.value.code == "audit-damaged"
+
+    @pytest.mark.parametrize("change", [b"", b"x", b"operator.wardround\n9999\n"])
+    def test_a_wrong_cosigned_checkpoint(self, scene, folder, change):
+        path = folder / "log/checkpoint.cosigned"
+        path.write_bytes(change + path.read_bytes()[len(change) :] if change else b"")
         with pytest.raises(StorageError) as caught:
             scene.open()
         assert caught.value.code == "audit-damaged"

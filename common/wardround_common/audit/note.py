@@ -194,8 +194,7 @@ def add_lines(note: str, lines: Iterable[str]) -> str:
         VerificationError: a line or the note is malformed.
     """
     body, present = _split_note(note)
-    _, added = _split_note(body + "\n" + "".join(f"{line}\n" for line in lines))
-    kept = {(line.name, line.key_id): line for line in (*present, *added)}
+    kept = {(line.name, line.key_id): line for line in (*present, *(_parse_line(line) for line in lines))}
     return body + "\n" + "".join(f"— {line.name} {_b64(line.key_id + line.signature)}\n" for line in kept.values())
 
 

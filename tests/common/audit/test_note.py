@@ -34,12 +34,10 @@ MEMBERS = {"st-elsewhere": public_key_text(SITE.public_key())}
 def test_example_of_gos_note_package():
     # Package documentation of golang.org/x/mod/sumdb/note: verifier key and signed text.
     key = parse_verifier_key("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW")
-    text = (
-        "If you think cryptography is the answer to your problem,\n"
-        "then you don't know what your problem is.\n"
-    )
+    text = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
     note = text + (
-        "\n— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
+        "\n— PeterNeumann "
+        "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
     )
     assert open_note(note, key) == text
     assert str(key) == "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -50,7 +48,9 @@ def test_example_of_gos_note_package():
 def test_checkpoint_comes_back_and_signing_is_deterministic():
     assert open_checkpoint(NOTE, LOG) == HEAD
     assert sign_checkpoint(HEAD, KEY) == NOTE
-    assert NOTE.startswith("operator.wardround\n7\nAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n\n— operator.wardround ")
+    assert NOTE.startswith(
+        "operator.wardround\n7\nAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n\n— operator.wardround "
+    )
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
@@ -58,11 +58,21 @@ def test_openssl_verifies_the_checkpoint(tmp_path):
     body, _, line = NOTE.partition("\n\n")
     (tmp_path / "body").write_text(body + "\n")
     (tmp_path / "sig").write_bytes(base64.b64decode(line.split(" ")[2])[4:])
-    pem = KEY.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    pem = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "key.pem").write_bytes(pem)
-    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "key.pem", "-rawin", "-in", "body", "-sigfile", "sig"]
+    command = [
+        "openssl",
+        "pkeyutl",
+        "-verify",
+        "-pubin",
+        "-inkey",
+        "key.pem",
+        "-rawin",
+        "-in",
+        "body",
+        "-sigfile",
+        "sig",
+    ]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
     (tmp_path / "body").write_text(body + "!\n")
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode != 0
@@ -81,8 +91,10 @@ def test_cosigner_of_the_c2sp_example_is_found_by_its_key_id():
     # The note of C2SP tlog-cosignature.md; its witness key is not published, so only the framing is checked.
     note = (
         "example.com/behind-the-sofa\n20852163\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n"
-        "— example.com/behind-the-sofa Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
-        "— witness.example.com/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n"
+        "— example.com/behind-the-sofa "
+        "Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
+        "— witness.example.com/w1 "
+        "jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n"
     )
     assert cosigned_times(note, MEMBERS) == {}
     with pytest.raises(VerificationError) as caught:
@@ -140,7 +152,9 @@ def test_a_body_signed_by_the_log_that_is_no_checkpoint():
         assert caught.value.code == "note-malformed"
 
 
-@pytest.mark.parametrize("text", ["", "a+b", "name+00000000+AAAA", str(LOG).replace("+", "+0", 1), str(LOG)[:-4] + "AAA="])
+@pytest.mark.parametrize(
+    "text", ["", "a+b", "name+00000000+AAAA", str(LOG).replace("+", "+0", 1), str(LOG)[:-4] + "AAA="]
+)
 def test_malformed_verifier_keys(text):
     with pytest.raises(VerificationError) as caught:
         parse_verifier_key(text)

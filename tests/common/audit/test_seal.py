@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import hmac
 import struct
@@ -74,12 +75,9 @@ def test_a_stolen_sealer_opens_nothing_earlier():
 
 @given(st.binary(max_size=70_000))
 def test_any_event_comes_back_padded(event):
-    try:
-        entry, key = sealed(event)
-    except ProtocolError as error:
-        assert error.code == "audit-event-too-large"
-        assert len(event) > 60_000
+    if len(event) > 64_000:  # arbitrary bytes do not compress
         return
+    entry, key = sealed(event)
     assert len(entry) <= MAX_ENTRY_BYTES
     assert len(entry) - 54 - 16 in BUCKETS
     assert open_entry(parse_sealed(entry), key) == event
@@ -199,12 +197,10 @@ def test_a_zlib_bomb_is_refused():
         open_entry(parse_sealed(build(frame.ljust(size, b"\0"))), bytes(32))
 
 
-@given(st.binary(max_size=400))
-def test_arbitrary_bytes_are_refused_or_parsed(data):
-    try:
-        parse_entry(data)
-    except VerificationError as error:
-        assert error.code == "log-entry-malformed"
+@given(st.binary(max_size=400), st.sampled_from([b"", b"\x01\x00", b"\x01\x01"]))
+def test_arbitrary_bytes_leak_no_other_exception(data, start):
+    with contextlib.suppress(VerificationError):
+        assert parse_entry(start + data).segment == (start + data)[2:10].hex()
 
 
 class TestSegments:
@@ -264,9 +260,10 @@ class TestSegments:
             chain.add(entry)
         for wrong in ([first], [self.entry, second], [self.entry, first, first], [self.entry, self.entry]):
             chain = SegmentChain()
+            for entry in wrong[:-1]:
+                chain.add(entry)
             with pytest.raises(VerificationError):
-                for entry in wrong:
-                    chain.add(entry)
+                chain.add(wrong[-1])
 
     def test_an_altered_segment_open_is_refused(self):
         assert isinstance(self.entry, OpenEntry)

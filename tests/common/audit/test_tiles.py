@@ -149,8 +149,8 @@ def test_tile_paths():
 
 @pytest.mark.parametrize(
     "path",
-    ["tile/00/000", "tile/0/x000/000", "tile/0/1", "tile/0/000.p/0", "tile/0/000.p/256", "tile/0/000.p/01", "checkpoint",
-     "tile/0/000.p/9.tmp", "tile/entries/../000"],
+    ["tile/00/000", "tile/0/x000/000", "tile/0/1", "tile/0/000.p/0", "tile/0/000.p/256", "tile/0/000.p/01",
+     "checkpoint", "tile/0/000.p/9.tmp", "tile/entries/../000"],
 )  # fmt: skip
 def test_only_the_one_form_of_a_tile_path_is_known(path):
     assert parse_tile_path(path) is None
