@@ -1,0 +1,1 @@
+"""Differentially private training of adapters, on the hospital's own machine."""
