@@ -50,8 +50,9 @@ class Studies:
 class Ward:
     """Server home, registry, hub and blob store; start and stop the server as often as needed."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time):
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, listen: str = "127.0.0.1"):
         self.folder = folder
+        self.listen = listen
         (folder / "keys").mkdir(parents=True)
         self.address = Address(host="127.0.0.1", port=0)
         self.keys = ServerKeys.create(folder / "keys", name="operator", address=self.address, now=time.time(), days=30)
@@ -82,20 +83,24 @@ class Ward:
     def wait_for(self, *what):
         """Wait until every (site, "up"|"down") of `what` was seen, in any order, as often as listed."""
         with self.came:
-            assert self.came.wait_for(
-                lambda: all(self.connections.count(w) >= what.count(w) for w in what), 10
-            ), f"saw only {self.connections}"
+            assert self.came.wait_for(lambda: all(self.connections.count(w) >= what.count(w) for w in what), 10), (
+                f"saw only {self.connections}"
+            )
 
     @property
     def operator(self):
         return self.keys.operator(name="operator", address=self.address, log=LOG_KEY, certificate_days=30)
 
-    def start(self):
-        service = WardService(
+    def start(self, service_class=WardService):
+        service = service_class(
             operator=self.operator, registry=self.registry, studies=self.studies, hub=self.hub, blobs=self.blobs
         )
-        credentials = server_credentials(lambda: (self.keys.tls_key, self.keys.tls_certificate), self.keys.authority.pem)
-        self.thread = ServerThread(service, listen=str(self.address), credentials=credentials, grace_s=0.5)
+        credentials = server_credentials(
+            lambda: (self.keys.tls_key, self.keys.tls_certificate), self.keys.authority.pem
+        )
+        self.thread = ServerThread(
+            service, listen=f"{self.listen}:{self.address.port}", credentials=credentials, grace_s=0.5
+        )
         self.address = self.address.with_port(self.thread.start())
         return self
 

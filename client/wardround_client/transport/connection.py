@@ -105,6 +105,8 @@ class Connection:
         status, text = _status(error)
         if status is grpc.StatusCode.UNAVAILABLE and not _code(error):
             return self._no_connection(text)
+        if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return unreachable(f"no answer from {self.address} in time")
         return from_wire(status.name, _code(error), text)
 
     def closed(self) -> WardroundError:
@@ -112,19 +114,27 @@ class Connection:
         return unreachable(f"the connection to {self.address} was closed on this side")
 
     def _no_connection(self, text: str) -> WardroundError:
+        """Tell TLS failures from a broken line by gRPC's wording; tests/client/transport/test_connection.py pins it."""
+        if "certificate has expired" in text:
+            return self._untrusted("has expired")
         if "CERTIFICATE_VERIFY_FAILED" in text:
+            return self._untrusted("is not from the operator's certificate authority")
+        if "Hostname Verification" in text:
+            return self._untrusted(f"does not name {self.address.host}")
+        if "failed to connect" in text and "Socket closed" in text:
             return TransportError(
-                "transport-untrusted",
-                f"the server's certificate at {self.address} is not from the operator's certificate authority",
-                next_step="compare the address with the operator; a proxy that opens TLS must let this host through",
-            )
-        if "Hostname Verification" in text or "Peer name" in text:
-            return TransportError(
-                "transport-untrusted",
-                f"the server's certificate does not name {self.address.host}",
-                next_step="dial the address in the invite; the operator names others in server.toml",
+                "transport-hung-up",
+                f"{self.address} hung up during the TLS handshake",
+                next_step="ask the operator whether this side's certificate has expired or is from another authority",
             )
         return unreachable(f"server not reachable at {self.address}")
+
+    def _untrusted(self, why: str) -> WardroundError:
+        return TransportError(
+            "transport-untrusted",
+            f"the server's certificate at {self.address} {why}",
+            next_step="compare the address with the operator; a proxy that opens TLS must let this host through",
+        )
 
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:

@@ -154,7 +154,7 @@ class Session:
 
     async def _wait(self, error: WardroundError) -> None:
         delay = self._backoff.next()
-        self._say("waiting", f"{error.message}, retrying in {delay:.0f} s", retry_s=delay)
+        self._say("waiting", f"{error.message}, retrying in {max(1, round(delay))} s", retry_s=delay)
         sleeping = asyncio.ensure_future(self._sleep(delay))
         stopping = asyncio.ensure_future(self._stopping.wait())
         watched: set[asyncio.Future[Any]] = {sleeping, stopping}
@@ -187,7 +187,7 @@ class Session:
         if frame is grpc.aio.EOF or frame.WhichOneof("body") != "welcome":
             raise invalid_frame("the first frame is not Welcome")
         if not MIN_VERSION <= frame.welcome.version <= MAX_VERSION:
-            raise no_common_version(f"the server chose {frame.welcome.version}")
+            raise no_common_version(f"the server chose protocol version {frame.welcome.version}")
 
     async def _pump(self, call: Any, stream: _Stream) -> None:
         reader = asyncio.ensure_future(self._read(call))

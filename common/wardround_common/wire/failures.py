@@ -43,7 +43,8 @@ def to_wire(error: Exception) -> tuple[str, str, str]:
     if not isinstance(error, WardroundError):
         return "INTERNAL", "server-failed", "internal error"
     status = next((name for kind, name in _STATUS if isinstance(error, kind)), "FAILED_PRECONDITION")
-    return status, error.code, one_line(error.message)
+    text = "see the server's log" if isinstance(error, StorageError) else error.message  # paths stay here
+    return status, error.code, one_line(text)
 
 
 def from_wire(status: str, code: str, text: str) -> WardroundError:

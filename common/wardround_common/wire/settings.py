@@ -14,6 +14,8 @@ import os
 from wardround_common.wire import limits
 
 os.environ["GRPC_SSL_CIPHER_SUITES"] = "PSK-AES128-CBC-SHA"
+# Failed handshakes are reported by us, once and in words; gRPC's own lines on stderr would repeat them.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # Empty, not unset: gRPC would otherwise honour no_proxy and bypass the proxy that client.toml names.
 os.environ["no_grpc_proxy"] = ""  # noqa: SIM112
 # Flower phones home unless told otherwise; set here because both adapters import Flower after this.

@@ -21,7 +21,9 @@ def negotiate(minimum: int, maximum: int) -> int:
     """
     version = min(maximum, MAX_VERSION)
     if version < max(minimum, MIN_VERSION):
-        raise no_common_version(f"peer speaks {minimum} to {maximum}, this side {MIN_VERSION} to {MAX_VERSION}")
+        raise no_common_version(
+            f"no common protocol version: {minimum} to {maximum} against {MIN_VERSION} to {MAX_VERSION}"
+        )
     return version
 
 
@@ -29,6 +31,6 @@ def no_common_version(text: str) -> ProtocolError:
     """Return the error that both sides raise."""
     return ProtocolError(
         "protocol-version",
-        f"no common protocol version: {text}",
+        text,
         next_step="install the same wardround release at the server and at the hospital",
     )

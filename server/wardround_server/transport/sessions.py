@@ -163,7 +163,8 @@ class Sessions:
             session.sent &= {work.message_id for work in outstanding}
             if not live.ended.done():
                 await live.wake.wait()
-        await context.write(pb.ServerFrame(goodbye=pb.Goodbye()))
+        if live.ended.result() is None:
+            await context.write(pb.ServerFrame(goodbye=pb.Goodbye()))
 
 
 def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
