@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the models: `.venv/bin/python docs/build_configuration.py`.
 
-tests/docs/test_configuration.py fails while the page differs from what this would write.
+tests/docs/test_generated.py fails while the page differs from what this would write.
 """
 
 from pathlib import Path

@@ -97,14 +97,11 @@ class ClientConfig(Document):
             repr=False,
         ),
     ] = None
-    datasets: Annotated[
-        dict[Name, Dataset],
-        Field(
-            description="The data that studies may name. policy.yaml decides which of them may be used.",
-            examples=["notes"],
-            default_factory=dict,
-        ),
-    ]
+    datasets: dict[Name, Dataset] = Field(
+        default_factory=dict,
+        description="The data that studies may name. policy.yaml decides which of them may be used.",
+        examples=["notes"],
+    )
     model: Annotated[Model, Field(description="The base model on this machine.")] = Model()
     runtime: Annotated[Runtime, Field(description="Speed and memory; cannot change ε or what leaves.")] = Runtime()
     log: Annotated[Log, Field(description="How the client logs; always on stderr.")] = Log()

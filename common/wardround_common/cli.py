@@ -13,6 +13,7 @@ Not done here: the roles' own commands (`wardround_server.cli`, `wardround_clien
 """
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -27,12 +28,12 @@ from wardround_common import __version__
 from wardround_common.errors import ConfigError, WardroundError
 from wardround_common.output import Output
 
-ROLES = {
-    "server": ("wardround_server.cli", "server_app", "server"),
-    "client": ("wardround_client.cli", "client_app", "client"),
-    "audit": ("wardround_common.audit.cli", "audit_app", None),
+ROLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "server": ("wardround_server.cli", "server_app", ("grpc", "flwr", "safetensors")),
+    "client": ("wardround_client.cli", "client_app", ("grpc", "flwr", "safetensors", "torch", "peft", "opacus")),
+    "audit": ("wardround_common.audit.cli", "audit_app", ()),
 }
-"""Role -> module, name of its Typer app, extra that installs what it needs."""
+"""Role -> module, name of its Typer app, packages by which its extra (of the same name) is recognised."""
 
 DEBUG_VARIABLE = "WARDROUND_DEBUG"
 
@@ -92,18 +93,21 @@ def load_role(role: str) -> typer.Typer:
     Raises:
         ConfigError: a package that the role needs is not installed.
     """
-    module, name, extra = ROLES[role]
-    try:
-        found: typer.Typer = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if extra is None or (error.name or "").startswith("wardround"):
-            raise  # a bug of ours, not a missing extra
+    module, name, packages = ROLES[role]
+    # Looked for, not imported: the commands import what they need when they need it.
+    if not all(_is_installed(package) for package in packages):
         raise ConfigError(
-            "role-not-installed",
-            f"the {role} role is not installed",
-            next_step=f"pip install 'wardround[{extra}]'",
-        ) from error
+            "role-not-installed", f"the {role} role is not installed", next_step=f"pip install 'wardround[{role}]'"
+        )
+    found: typer.Typer = getattr(importlib.import_module(module), name)
     return found
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def run(call: Callable[[], object], *, as_json: bool = False) -> int:
@@ -168,7 +172,8 @@ def _bug(error: Exception) -> WardroundError:
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error)
     # Neither message nor arguments: an unforeseen exception may carry anything.
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if not f.filename.startswith("<")), frames[-1])
     return WardroundError(
         "bug",
         f"unexpected {type(error).__name__} at {os.path.basename(frame.filename)}:{frame.lineno}: this is a bug",

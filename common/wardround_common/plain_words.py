@@ -10,7 +10,8 @@ Not done here: whether the policy allows it (`policy.review`), what is left of t
     >>> for sentence in explain(study): ...  # doctest: +SKIP
 """
 
-from wardround_common.study import Study
+from wardround_common.study import Cohort, Study
+from wardround_common.study_file import CohortFile
 
 LEAVES_THE_HOSPITAL = (
     "its certificate request and public keys",
@@ -34,7 +35,7 @@ def explain(study: Study) -> tuple[str, ...]:
         _mechanism(study),
         _members(study),
         _collusion(study),
-        vanishing(study),
+        vanishing(study.cohort),
         _protection(study),
         _release(study),
         f"Audit trail: encrypted to {', '.join(sorted(r.name for r in study.reviewers))}; "
@@ -43,9 +44,8 @@ def explain(study: Study) -> tuple[str, ...]:
     )
 
 
-def vanishing(study: Study) -> str:
+def vanishing(cohort: Cohort | CohortFile) -> str:
     """Return the sentence on how many hospitals may vanish without stopping the study."""
-    cohort = study.cohort
     n = len(cohort.members)
     spare = n - max(cohort.min_cohort, cohort.witness_quorum)
     if spare == 0:

@@ -50,14 +50,11 @@ class ServerConfig(Document):
         int,
         Field(ge=1, le=825, description="Lifetime of the server's and the hospitals' transport certificates, in days."),
     ] = 365
-    reviewers: Annotated[
-        dict[Name, AgeRecipient],
-        Field(
-            description="Compliance reviewers who can read the audit trail: name and age recipient (age1…).",
-            examples=[{"alice": "age1…"}],
-            default_factory=dict,
-        ),
-    ]
+    reviewers: dict[Name, AgeRecipient] = Field(
+        default_factory=dict,
+        description="Compliance reviewers who can read the audit trail: name and age recipient (age1…).",
+        examples=[{"alice": "age1…"}],
+    )
     log: Annotated[Log, Field(description="How the server logs; always on stderr.")] = Log()
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import typer
@@ -164,28 +163,23 @@ def test_a_bug_shows_its_traceback_when_asked(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_role_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("role", "package"), [("server", "flwr"), ("client", "torch")])
+def test_a_role_without_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], role: str, package: str
+) -> None:
     monkeypatch.undo()
-
-    def missing(module: str) -> Any:
-        raise ModuleNotFoundError("No module named 'grpc'", name="grpc")
-
-    monkeypatch.setattr(cli.importlib, "import_module", missing)
-    assert wardround(monkeypatch, "server", "start") == 2
+    monkeypatch.setattr(cli, "_is_installed", lambda name: name != package)
+    assert wardround(monkeypatch, role, "start") == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: the server role is not installed",
-        "next: pip install 'wardround[server]'",
+        f"error: the {role} role is not installed",
+        f"next: pip install 'wardround[{role}]'",
     ]
 
 
 def test_a_module_of_ours_that_is_missing_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-
-    def missing(module: str) -> Any:
-        raise ModuleNotFoundError("No module named 'wardround_server.x'", name="wardround_server.x")
-
-    monkeypatch.setattr(cli.importlib, "import_module", missing)
-    assert wardround(monkeypatch, "server", "start") == 70
+    monkeypatch.setitem(cli.ROLES, "audit", ("wardround_common.audit.nowhere", "audit_app", ()))
+    assert wardround(monkeypatch, "audit", "verify") == 70
 
 
 def test_a_package_that_a_command_misses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
