@@ -18,6 +18,7 @@ from wardround_client.config import load
 from wardround_client.enrolment import enrol
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.site_files import write_site_files
 from wardround_client.status import read_status
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
@@ -47,6 +48,9 @@ ApproverKey = Annotated[
 def enroll(
     invite: Annotated[Path, typer.Argument(help="The invite file from the operator.", show_default=False)],
     approver_key: ApproverKey,
+    proxy: Annotated[
+        str | None, typer.Option(help="HTTP CONNECT proxy, http://HOST:PORT; one with a password goes into client.toml.")
+    ] = None,
     home: HomeOption = Path(),
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +60,8 @@ def enroll(
     """
     out = Output(as_json=as_json)
     with progress("making keys and asking the server for a certificate"):
-        done = enrol(invite, home, approver_key=approver_key)
+        done = enrol(invite, home, approver_key=approver_key, proxy=proxy)
+        write_site_files(home, done, proxy=proxy)
     out.say(f"enrolled as {done.site}; wrote client.toml and policy.yaml in {home}")
     out.say(f"this site   {done.fingerprint}   (tell the operator and the other members by telephone)")
     out.say(f"operator    {done.operator_fingerprint}   (compare it by telephone)")

@@ -14,12 +14,11 @@ Rules.
 from dataclasses import dataclass
 from pathlib import Path
 
-from wardround_common.privacy.accountant import check_claim
-
 from wardround_client.agreed import Agreed
 from wardround_common.audit.witness import verify_quorum
 from wardround_common.errors import PolicyError, ProtocolError, StorageError, VerificationError
 from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Policy, require
+from wardround_common.privacy.accountant import check_claim
 from wardround_common.rounds import RoundPlan
 from wardround_common.signing import Envelope, open_envelope, parse_public_key
 from wardround_common.study import Study, open_cosigned

@@ -107,6 +107,7 @@ class StudyRunner(threading.Thread):
             layout=self._layout,
             trained=around.blobs.read(adapter),
             round_=record.plan.round,
+            rounds_run=len(around.state.rounds(study.sha256())),
             checkpoint=record.checkpoint,
             key=around.office.keys.identity,
         )

@@ -78,6 +78,10 @@ class StudyShelf:
         queued = (item.event for item in self.registry.take_events())
         return frozenset(e.study for e in queued if isinstance(e, StudyCreated | StudyApproved))
 
+    def _unlogged_proposals(self) -> frozenset[str]:
+        queued = (item.event for item in self.registry.take_events())
+        return frozenset(e.study for e in queued if isinstance(e, StudyCreated))
+
     def all(self) -> tuple[Proposal, ...]:
         """Return all studies, by name."""
         return tuple(self.get(name) for name in self.home.study_names())
@@ -103,7 +107,7 @@ class StudyShelf:
 
     def list_for(self, site: str) -> list[str]:
         """Return the digests of the studies that name `site` with its enrolled identity."""
-        identity, unlogged = self._identity(site), self.unlogged()
+        identity, unlogged = self._identity(site), self._unlogged_proposals()
         mine = [p.study.sha256() for p in self.all() if _names(p.study, site, identity)]
         return [digest for digest in mine if digest not in unlogged]
 
@@ -140,7 +144,8 @@ class StudyShelf:
 
     def _concerning(self, site: str, reference: str) -> Proposal:
         proposal = self.get(reference)
-        if not _names(proposal.study, site, self._identity(site)):
+        mine = _names(proposal.study, site, self._identity(site))
+        if not mine or proposal.study.sha256() in self._unlogged_proposals():
             raise ConfigError(
                 "study-unknown", f"no study called {reference}", next_step="ask the operator for the study's name"
             )

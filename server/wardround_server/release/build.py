@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wardround_common.adapter import AdapterLayout, decode_tensors, encode_tensors, initial_tensors, peft_config
 from wardround_common.errors import StorageError
-from wardround_common.privacy.accountant import every_site_price, price
+from wardround_common.privacy.accountant import Price, every_site_price, plan_price
 from wardround_common.signing import Envelope
 from wardround_common.study import Study
 from wardround_server.release.provenance import provenance
@@ -40,6 +40,7 @@ class ReleaseInputs:
         layout: names and shapes of the adapter's tensors.
         trained: the released adapter's trained tensors as safetensors bytes.
         round_: the round it was aggregated in.
+        rounds_run: rounds that hospitals were asked for, failed ones included: their ε is spent as well.
         checkpoint: newest checkpoint with the quorum's cosignatures.
         key: the operator's identity, signs the provenance.
     """
@@ -49,6 +50,7 @@ class ReleaseInputs:
     layout: AdapterLayout
     trained: bytes
     round_: int
+    rounds_run: int
     checkpoint: str
     key: Ed25519PrivateKey
 
@@ -63,8 +65,7 @@ def build_release(folder: Path, inputs: ReleaseInputs) -> Envelope:
         StorageError: the folder cannot be written; nothing is left behind.
     """
     study = inputs.study
-    records = [study.mechanism("every-site", r) for r in range(1, study.privacy.rounds + 1)]
-    spent = price(records, study.privacy.delta)
+    spent = plan_price(study.privacy, inputs.rounds_run)
     files = {
         WEIGHTS: _weights(inputs),
         CONFIG: _config(study),
@@ -92,7 +93,7 @@ def _config(study: Study) -> bytes:
     return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
 
-def _card(inputs: ReleaseInputs, spent: Any) -> bytes:
+def _card(inputs: ReleaseInputs, spent: Price) -> bytes:
     environment = Environment(
         loader=PackageLoader("wardround_server.release", "."),
         undefined=StrictUndefined,
@@ -102,11 +103,18 @@ def _card(inputs: ReleaseInputs, spent: Any) -> bytes:
     text = environment.get_template("card.md.j2").render(
         study=study,
         price=spent,
-        every_site=every_site_price(study.privacy, len(study.cohort.members)),
+        every_site=_every_site(inputs),
+        rounds_run=inputs.rounds_run,
         round=inputs.round_,
         digest=study.sha256(),
     )
     return text.encode() + b"\n"
+
+
+def _every_site(inputs: ReleaseInputs) -> Price:
+    study = inputs.study
+    records = [study.mechanism(study.cohort.members[0].name, round_) for round_ in range(1, inputs.rounds_run + 1)]
+    return every_site_price(records, study.privacy.delta, sites=len(study.cohort.members))
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
