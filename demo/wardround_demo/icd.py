@@ -20,6 +20,7 @@ Not done here: files and hospitals (`dataset`).
 
 import random
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def _read_classification(
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, set[tuple[str, str]]], dict[str, str]]:
     """Return category -> {(text, kind)} and category -> chapter, in the order of the tabular list."""
-    import simple_icd_10_cm as cm  # takes seconds to parse its XML, so only where it is used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its import uses an old importlib.resources call
+        import simple_icd_10_cm as cm  # takes seconds to parse its XML, so only where it is used
 
     codes = cm.get_all_codes(with_dots=True)
     texts: dict[str, set[tuple[str, str]]] = defaultdict(set)

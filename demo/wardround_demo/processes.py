@@ -35,6 +35,9 @@ T = TypeVar("T")
 STOP_S = 15.0
 """Seconds between SIGTERM and SIGKILL: a daemon may have to finish a write and close its log."""
 
+KILL_S = 5.0
+"""Seconds that the kernel may take to remove killed processes."""
+
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 """All that children inherit of the environment."""
 
@@ -149,9 +152,11 @@ class Supervisor:
         self._own(child)
         try:
             output, _ = child.process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             _signal_group(child.process.pid, signal.SIGKILL)
-            child.process.wait()
+            child.process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             raise DemoError(
                 "demo-command-hangs",
                 f"{_shown(command)} did not end within {timeout_s:.0f} s",
@@ -187,6 +192,8 @@ class Supervisor:
         for child in children:
             _signal_group(child.process.pid, signal.SIGKILL)  # also what a child left behind in its session
             child.process.wait()
+        while self.left() and time.monotonic() < deadline + KILL_S:
+            time.sleep(0.02)
 
     def stop_one(self, child: Child, *, wait_s: float = STOP_S) -> int:
         """Stop `child` in good order and return its exit code (negative: killed by that signal)."""
@@ -281,8 +288,19 @@ def _signal_group(group: int, signum: signal.Signals, *, unless_ended: "subproce
 
 
 def _group_alive(group: int) -> bool:
+    """Return whether a process of `group` still runs; ended ones that nobody has reaped yet do not count."""
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
         return False
-    return True
+    found = [_stat(folder) for folder in Path("/proc").glob("[0-9]*")]
+    return not found or any(state not in ("Z", "X") for state, pgrp in filter(None, found) if pgrp == group)
+
+
+def _stat(folder: Path) -> tuple[str, int] | None:
+    """Return (state, process group) from a /proc folder, or None for a process that is gone."""
+    try:
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[2])
