@@ -31,7 +31,7 @@ client_app = typer.Typer(
     name="client",
     help="A hospital's commands: enrol, approve studies, train beside the data.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    add_completion=False,
 )
 
 HomeOption = Annotated[Path, typer.Option("--home", help="This hospital's home folder.", metavar="DIR")]

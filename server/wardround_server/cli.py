@@ -34,9 +34,9 @@ server_app = typer.Typer(
     name="server",
     help="The operator's commands: enrol hospitals, propose studies, run them, release models.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    add_completion=False,
 )
-study_app = typer.Typer(name="study", help="Write and propose studies.", no_args_is_help=True, rich_markup_mode=None)
+study_app = typer.Typer(name="study", help="Write and propose studies.", no_args_is_help=True, add_completion=False)
 server_app.add_typer(study_app)
 
 HomeOption = Annotated[Path, typer.Option("--home", help="The server's home folder.", metavar="DIR")]

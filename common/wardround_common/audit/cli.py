@@ -1,15 +1,14 @@
 """`wardround audit`: the reviewer's commands. Needs neither torch, flwr nor grpc.
 
 Rules.
-- Commands print their result on stdout and raise WardroundError; the root app renders errors.
+- Commands print their result through `Output` and raise WardroundError; the root app renders errors.
+- With `--json` there is one document; a failed check is its `error`, and the exit code is 1.
 - Secrets are never printed.
-- Whatever comes from a log is escaped before rich sees it, and control characters never reach a terminal.
 Not done here: the checks (`verify`) and decryption (`reader`).
 """
 
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,22 +16,20 @@ from typing import Annotated, Any
 
 import pyrage
 import typer
-from rich.console import Console
-from rich.progress import Progress as ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from wardround_common.audit.reader import LogEntry, LogFolder, claimed_size, load_identity, read_entries
 from wardround_common.audit.seal import unreadable
+from wardround_common.audit.tiles import TILE_WIDTH
 from wardround_common.audit.trust import load_trust
 from wardround_common.audit.verify import LastSeen, LogReport, Progress, utc, verify_log
 from wardround_common.errors import ConfigError, StorageError, WardroundError
+from wardround_common.output import Output, progress
 
 audit_app = typer.Typer(
     name="audit",
     help="Check and read a study's audit trail, offline.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    add_completion=False,
 )
 
 PROGRESS_FROM = 20_000
@@ -41,7 +38,7 @@ PROGRESS_FROM = 20_000
 MAX_LAST_SEEN_BYTES = 4_096
 """A last-seen file has about 300 bytes."""
 
-_MARKS = {"yes": ("yes", "green"), "no": ("NO", "bold red"), "unknown": ("unknown", "yellow")}
+_MARKS = {"yes": "yes", "no": "NO", "unknown": "unknown"}
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="The server's audit folder, or a whole copy of it.", show_default=False)
@@ -62,10 +59,9 @@ def keygen(
     recipient = str(identity.to_public())
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     _write_new(file, f"# created: {created}\n# public key: {recipient}\n{identity}\n".encode())
-    if as_json:
-        typer.echo(json.dumps({"file": str(file), "recipient": recipient}))
-    else:
-        typer.echo(recipient)
+    out = Output(as_json=as_json)
+    out.say(recipient)
+    out.result({"file": str(file), "recipient": recipient})
 
 
 @audit_app.command()
@@ -89,15 +85,14 @@ def verify(
     """
     remembered = last_seen or trust.with_suffix(".last-seen.json")
     log = LogFolder(folder)
-    with _progress(log, show=not as_json) as progress:
-        report = verify_log(log, load_trust(trust), _load_last_seen(remembered), progress=progress)
-    if as_json:
-        typer.echo(json.dumps(_report_json(report, allow_unwitnessed), indent=2))
-    else:
-        _print_report(report)
+    with _progress(log) as advance:
+        report = verify_log(log, load_trust(trust), _load_last_seen(remembered), progress=advance)
+    out = Output(as_json=as_json)
+    _print_report(out, report)
     if report.last_seen:
         _store_last_seen(remembered, report.last_seen)
-    report.require(allow_unwitnessed=allow_unwitnessed)
+    error = _error_of(lambda: report.require(allow_unwitnessed=allow_unwitnessed))
+    _finish(out, _report_json(report), error)
 
 
 @audit_app.command()
@@ -118,12 +113,10 @@ def show(
     entries = list(read_entries(log, load_identity(identity)))
     cosigned = claimed_size(log.cosigned())
     chosen = [e for e in entries if (kind is None or e.kind == kind) and (site is None or _about(e, site))]
-    if as_json:
-        rows = [_entry_json(entry) for entry in chosen]
-        typer.echo(json.dumps({"size": len(entries), "cosigned": cosigned, "entries": rows}, indent=2))
-    else:
-        _print_entries(chosen, len(entries), cosigned)
-    _require_readable(entries)
+    out = Output(as_json=as_json)
+    _print_entries(out, chosen, len(entries), cosigned)
+    document = {"size": len(entries), "cosigned": cosigned, "entries": [_entry_json(entry) for entry in chosen]}
+    _finish(out, document, _error_of(lambda: _require_readable(entries)))
 
 
 def _require_readable(entries: list[LogEntry]) -> None:
@@ -140,18 +133,35 @@ def _require_readable(entries: list[LogEntry]) -> None:
         raise unreadable(f"entry {broken[0].index} ({len(broken)} in all): {broken[0].problem}")
 
 
+def _error_of(check: Callable[[], None]) -> WardroundError | None:
+    try:
+        check()
+    except WardroundError as error:
+        return error
+    return None
+
+
+def _finish(out: Output, document: dict[str, Any], error: WardroundError | None) -> None:
+    """Print the JSON document, with the error in it; without --json, raise the error."""
+    if error and not out.as_json:
+        raise error
+    shown = {"code": error.code, "message": error.message, "next_step": error.next_step} if error else None
+    out.result(document | ({"error": shown} if error else {}))
+    if error:
+        raise typer.Exit(1)
+
+
 # -- verify
 
 
 @contextmanager
-def _progress(log: LogFolder, *, show: bool) -> Iterator[Progress | None]:
-    console = Console(stderr=True)
-    if not show or not console.is_terminal or _size_hint(log) < PROGRESS_FROM:
+def _progress(log: LogFolder) -> Iterator[Progress | None]:
+    size = _size_hint(log)
+    if size < PROGRESS_FROM:
         yield None
         return
-    with ProgressBar(console=console, transient=True) as bar:
-        task = bar.add_task("checking entries")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with progress("checking entries", size) as advance:
+        yield lambda done, total: advance(min(TILE_WIDTH, total))
 
 
 def _size_hint(log: LogFolder) -> int:
@@ -161,29 +171,18 @@ def _size_hint(log: LogFolder) -> int:
         return 0  # verify_log reports it
 
 
-def _print_report(report: LogReport) -> None:
-    table = Table(title="Audit trail", title_justify="left")
-    for column in ("question", "answer", "detail"):
-        table.add_column(column, overflow="fold")
-    for question, answer in report.answers.items():
-        mark, style = _MARKS[answer.status]
-        table.add_row(question, Text(mark, style=style), Text(_plain(answer.text)))
-    console = Console()
-    console.print(table)
+def _print_report(out: Output, report: LogReport) -> None:
+    rows = [(question, _MARKS[answer.status], answer.text) for question, answer in report.answers.items()]
+    out.table(("question", "answer", "detail"), rows)
     for site, time in sorted(report.cosigned_by.items()):
-        console.print(Text(f"cosigned by {site} at {utc(time)}"))
+        out.say(f"cosigned by {site} at {utc(time)}")
     for remark in report.remarks:
-        console.print(Text(f"remark: {_plain(remark)}"))
+        out.say(f"remark: {remark}")
 
 
-def _report_json(report: LogReport, allow_unwitnessed: bool) -> dict[str, Any]:
-    try:
-        report.require(allow_unwitnessed=allow_unwitnessed)
-        holds = True
-    except WardroundError:
-        holds = False
+def _report_json(report: LogReport) -> dict[str, Any]:
+    names = ("intact", "append_only", "witnessed", "complete")
     return {
-        "holds": holds,
         "size": report.size,
         "segments": report.segments,
         "cosigned_size": report.cosigned_size,
@@ -193,9 +192,7 @@ def _report_json(report: LogReport, allow_unwitnessed: bool) -> dict[str, Any]:
         "complete_until": report.complete_until,
         "answers": {
             name: {"status": answer.status, "text": answer.text, "code": answer.error.code if answer.error else None}
-            for name, answer in zip(
-                ("intact", "append_only", "witnessed", "complete"), report.answers.values(), strict=True
-            )
+            for name, answer in zip(names, report.answers.values(), strict=True)
         },
         "remarks": report.remarks,
     }
@@ -231,25 +228,23 @@ def _store_last_seen(path: Path, seen: LastSeen) -> None:
 # -- show
 
 
-def _print_entries(entries: list[LogEntry], size: int, cosigned: int) -> None:
-    table = Table(title="Audit entries", title_justify="left")
-    for column in ("index", "time (claimed)", "segment", "kind", "study", "round", "site", "facts"):
-        table.add_column(column, overflow="fold")
-    marked = cosigned == 0
-    for entry in entries:
-        if not marked and entry.index >= cosigned:
-            marked = True
-            table.add_section()
-        fields = _fields(entry)
-        cells = [str(entry.index), utc(entry.time).removesuffix(" UTC"), entry.segment[:8], entry.kind]
-        cells += [_short(fields.pop(name, "")) for name in ("study", "round", "site")]
-        cells.append(entry.problem or ", ".join(f"{name}={_short(value)}" for name, value in fields.items()))
-        table.add_row(*(Text(_plain(cell)) for cell in cells), style="red" if entry.kind == "unreadable" else None)
-    console = Console()
-    console.print(table)
-    console.print(Text(f"{len(entries)} of {size} entries shown; cosigned up to entry {cosigned - 1}" if cosigned else
-                       f"{len(entries)} of {size} entries shown; nothing cosigned yet"))  # fmt: skip
-    console.print(Text("not verified here: run wardround audit verify"))
+def _print_entries(out: Output, entries: list[LogEntry], size: int, cosigned: int) -> None:
+    columns = ("index", "time (claimed, UTC)", "segment", "kind", "study", "round", "site", "facts")
+    rows = [_row(entry) for entry in entries]
+    beyond = next((n for n, entry in enumerate(entries) if entry.index >= cosigned), len(entries))
+    if cosigned and beyond < len(entries):
+        rows.insert(beyond, ["", "", "", "-- not yet cosigned --", "", "", "", ""])
+    out.table(columns, rows)
+    marker = f"cosigned up to entry {cosigned - 1}" if cosigned else "nothing cosigned yet"
+    out.say(f"{len(entries)} of {size} entries shown; {marker}")
+    out.say("not verified here: run wardround audit verify")
+
+
+def _row(entry: LogEntry) -> list[str]:
+    fields = _fields(entry)
+    cells = [str(entry.index), utc(entry.time).removesuffix(" UTC"), entry.segment[:8], entry.kind]
+    cells += [_short(fields.pop(name, "")) for name in ("study", "round", "site")]
+    return [*cells, entry.problem or ", ".join(f"{name}={_short(value)}" for name, value in fields.items())]
 
 
 def _entry_json(entry: LogEntry) -> dict[str, Any]:
@@ -288,10 +283,6 @@ def _short(value: Any) -> str:
         return "+".join(_short(part) for part in value)
     text = str(value)
     return text if len(text) <= 24 else text.removeprefix("sha256:").removeprefix("ed25519:")[:12] + "…"
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 # -- keygen
