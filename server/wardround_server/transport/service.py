@@ -18,7 +18,7 @@ from wardround_server.enrolment import Enrolment, Member, Operator, Registry
 from wardround_server.transport.access import Access
 from wardround_server.transport.errors import Context, errors_to_status
 from wardround_server.transport.hub import Hub
-from wardround_server.transport.sessions import Sessions
+from wardround_server.transport.sessions import Sessions, drain_hello
 from wardround_server.transport.transfers import Transfers
 
 REVOCATION_CHECK_S = 1.0
@@ -78,7 +78,12 @@ class WardService(WardServicer):
     async def Session(self, _: object, context: Context) -> None:
         """Keep one hospital's stream."""
         async with errors_to_status(context):
-            await self.sessions.run(self._member(context), context)
+            try:
+                member = self._member(context)
+            except EnrolmentError:
+                await drain_hello(context)
+                raise
+            await self.sessions.run(member, context)
 
     async def StatBlob(self, request: pb.BlobRef, context: Context) -> pb.BlobState:
         """Say how much of an upload is here."""

@@ -157,10 +157,11 @@ def test_revocation_ends_open_streams_and_every_later_call(tmp_path):
             assert (await client.open()).HasField("welcome")
             ward.registry.revoke("north")
             ended = await code_of(client.receive())
-            return [ended, await code_of(client.open()), await code_of(client.stat(STUDY, ref(b"a")))]
+            later = [await code_of(client.open()) for _ in range(30)]
+            return [ended, *later, await code_of(client.stat(STUDY, ref(b"a")))]
 
     try:
-        assert asyncio.run(scene()) == ["certificate-revoked"] * 3
+        assert asyncio.run(scene()) == ["certificate-revoked"] * 32
         assert {e.reason for e in ward.refusals} == {"revoked"}
         ward.wait_for(("north", "up"), ("north", "down"))
     finally:
@@ -251,7 +252,8 @@ def test_oversized_frames_end_the_stream_before_they_are_parsed(ward, north, tas
             await client.send(answer(task, document=b"x" * (limits.MAX_FRAME_BYTES + 1)))
             return await code_of(client.receive())
 
-    assert asyncio.run(scene()) == "server-refused"
+    # gRPC's own refusal: no code, and a client that is still writing may call it an internal error.
+    assert asyncio.run(scene()) in ("server-refused", "server-failed")
     assert [w.message_id for w in ward.hub.outstanding("north")] == [task]
 
 
