@@ -1,11 +1,11 @@
-"""The audit log's only writer: seals events, keeps the tiled tree, offers checkpoints for cosigning.
+"""The audit log's only writer: seals events, logs them, offers checkpoints for cosigning.
 
 Rules (docs/spec/audit.md, rules 3 and 11 to 15).
 - What `append` returned is durable; what it raised for was not acknowledged, and the log stays valid.
 - After any failure the folder is read again before anything else is written, and a new segment begins.
 - One process writes (flock); within it any thread may call.
 - A folder that does not fit its checkpoint is refused, never repaired.
-Not done here: which events to log, who is a member, whether a cosignature is genuine
+Not done here: the tree's files (`audittree`), which events to log, who is a member, whether a cosignature is genuine
 (`witness.verify_cosignature`), transport.
 
     >>> log = AuditLog.open(home / "audit", log_key=key, origin="operator.wardround", reviewers=reviewers,
@@ -19,7 +19,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -27,37 +27,22 @@ from typing import IO, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround_common.audit.events import Event
-from wardround_common.audit.note import Checkpoint, add_lines, line_name, log_key_of, open_checkpoint, sign_checkpoint
-from wardround_common.audit.reader import LogFolder, altered
+from wardround_common.audit.note import add_lines, line_name
 from wardround_common.audit.seal import Sealer, open_segment, parse_recipient
-from wardround_common.audit.tiles import (
-    TILE_WIDTH,
-    RightEdge,
-    TileName,
-    bundle_names,
-    consistency_proof,
-    encode_bundle,
-    inclusion_proof,
-    leaf_hash,
-    partial_names,
-    tree_root,
-)
-from wardround_common.audit.verify import derive
+from wardround_common.audit.tiles import consistency_proof, inclusion_proof
 from wardround_common.documents import Digest
 from wardround_common.errors import StorageError, VerificationError
 from wardround_common.rounds import CheckpointOffer, Disclosed
 from wardround_common.study import Reviewer
-from wardround_server.auditfiles import TEMPORARY, Files, OsFiles, make_folder, publish
+from wardround_server.auditfiles import Files, OsFiles, make_folder, publish
 from wardround_server.auditpending import MAX_PENDING_BYTES, Pending, PendingKey, open_pending, seal_pending
+from wardround_server.audittree import MAX_BATCH, TreeFolder
 
 SEGMENT_SECONDS = 86_400.0
 """A stolen live ratchet opens what comes after it in its segment; a day bounds that."""
 
 SEGMENT_ENTRIES = 65_536
 """Bounds what one seed opens."""
-
-MAX_BATCH = 4_096
-"""Events in one append; a round of 100 hospitals has about 300."""
 
 MAX_OFFER_BYTES = 512 << 10
 """Entries in one offer; base64 and proofs keep it below `documents.MAX_DOCUMENT_BYTES`."""
@@ -82,16 +67,13 @@ class AuditLog:
         files: Files,
         pending: Path,
     ) -> None:
-        self._folder, self._lock_file, self._key, self._origin = folder, lock, log_key, origin
+        self._tree = TreeFolder(folder=folder, log_key=log_key, origin=origin, files=files)
+        self._folder, self._lock_file, self._key = folder, lock, log_key
         self._clock, self._random, self._files, self._pending_path = clock, random_bytes, files, pending
-        self._log = log_key_of(origin, log_key.public_key())
         self._recipients = _recipients(reviewers)
         self._lock = threading.RLock()
-        self._reader = LogFolder(folder)
-        self._edge, self._bundle = RightEdge(), list[bytes]()
-        self._note, self._cosigned, self._cosigned_size = "", "", 0
         self._uncounted: dict[int, str] = {}  # tree size -> note with fewer lines than a quorum
-        self._pending, self._partials = Pending(), set[TileName]()
+        self._pending = Pending()
         self._sealer: Sealer | None = None
         self._segment_since = 0.0
         self._stale, self._closed = True, False
@@ -148,22 +130,22 @@ class AuditLog:
     @property
     def verifier_key(self) -> str:
         """The log's C2SP verifier key, for studies and trust files."""
-        return str(self._log)
+        return str(self._tree.key)
 
     @property
     def size(self) -> int:
         """Number of durable entries."""
-        return self._edge.size
+        return self._tree.size
 
     @property
     def checkpoint(self) -> str:
         """The newest checkpoint, signed by the log."""
-        return self._note
+        return self._tree.checkpoint
 
     @property
     def cosigned(self) -> str:
         """The newest checkpoint with a quorum's cosignatures; empty before the first."""
-        return self._cosigned
+        return self._tree.cosigned
 
     def append(self, events: Sequence[tuple[Event, frozenset[str]]]) -> range:
         """Seal and log events; durable and under a signed checkpoint when this returns.
@@ -182,14 +164,17 @@ class AuditLog:
             raise ValueError(f"append takes 1 to {MAX_BATCH} events")
         with self._lock, self._writing():
             now = self._clock()
-            wraps, entries = self._segment_for(len(events), now)
+            entries = self._segment_for(len(events), now)
             assert self._sealer is not None
             first, keys = self.size + len(entries), []
             for index, (event, sites) in enumerate(events, first):
                 entry, key = self._sealer.seal(event.to_bytes(), time=int(now))
                 entries.append(entry)
                 keys.append(PendingKey(index=index, key=key, sites=tuple(sorted(sites))))
-            self._commit(wraps, entries, self._pending.with_keys(keys))
+            pending = self._pending.with_keys(keys)
+            if pending.keys != self._pending.keys:
+                self._store_pending(pending)
+            self._tree.commit(entries)
             return range(first, first + len(events))
 
     def offer(
@@ -219,19 +204,19 @@ class AuditLog:
                     next_step="an old copy of the audit folder was restored: stop, and bring back the newest one",
                 )
             chosen, size = self._fitting(site, old_size, self.size if size is None else size)
-            note = self._note_at(size)
+            note = self._tree.note_at(size)
             return CheckpointOffer(
                 study=study,
                 round=round_,
                 checkpoint=note,
                 old_size=old_size,
-                consistency=consistency_proof(old_size, size, self._fetch),
+                consistency=consistency_proof(old_size, size, self._tree.reader.tile),
                 disclosed=tuple(
                     Disclosed(
                         index=key.index,
                         entry=entry,
                         key=key.key,
-                        proof=inclusion_proof(key.index, size, self._fetch),
+                        proof=inclusion_proof(key.index, size, self._tree.reader.tile),
                     )
                     for key, entry in chosen
                 ),
@@ -252,14 +237,12 @@ class AuditLog:
         if not 0 < size <= self.size:
             raise ValueError(f"no tree of {size} entries to cosign")
         with self._lock, self._writing():
-            known = self._cosigned if size == self._cosigned_size else self._uncounted.get(size) or self._note_at(size)
-            note = add_lines(known, lines)
-            if note.count("\n— ") - 1 >= quorum and size >= self._cosigned_size:
-                publish(self._files, {self._path("checkpoint.cosigned"): note.encode()})
-                self._cosigned, self._cosigned_size = note, size
+            known = self._tree.cosigned if size == self._tree.cosigned_size else self._uncounted.get(size)
+            note = add_lines(known or self._tree.note_at(size), lines)
+            if note.count("\n— ") - 1 >= quorum and size >= self._tree.cosigned_size:
+                self._tree.store_cosigned(note, size)
                 self._uncounted = {at: text for at, text in self._uncounted.items() if at > size}
-                self._tidy()
-            elif size > self._cosigned_size:
+            elif size > self._tree.cosigned_size:
                 self._uncounted[size] = note
             pending = self._pending
             for line in lines:
@@ -290,8 +273,8 @@ class AuditLog:
     def proof(self, index: int) -> str:
         """Return entry `index`'s C2SP tlog-proof, against the cosigned checkpoint where it is covered."""
         with self._lock, self._reading():
-            note = self._cosigned if index < self._cosigned_size else self._note
-            return self._reader.proof_text(index, note, self._log)
+            note = self._tree.cosigned if index < self._tree.cosigned_size else self._tree.checkpoint
+            return self._tree.reader.proof_text(index, note, self._tree.key)
 
     def close(self) -> None:
         """Release the folder."""
@@ -305,114 +288,21 @@ class AuditLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    # -- writing
-
-    def _segment_for(self, count: int, now: float) -> tuple[dict[Path, bytes], list[bytes]]:
-        """Return (age files to publish, entries to log first): a new segment's, or nothing."""
+    def _segment_for(self, count: int, now: float) -> list[bytes]:
+        """Return the entries to log first: a new segment's segment.open, whose age file is durable, or nothing."""
         sealer = self._sealer
         young = 0 <= now - self._segment_since < SEGMENT_SECONDS
         if sealer and young and sealer.count + count <= SEGMENT_ENTRIES:
-            return {}, []
+            return []
         segment, seed = self._random(8), self._random(32)
         wrap, entry = open_segment(segment, seed, self._recipients, time=int(now))
+        publish(self._files, {self._folder / "keys" / f"{segment.hex()}.age": wrap})
         self._sealer, self._segment_since = Sealer(segment=segment, seed=seed), now
-        return {self._folder / "keys" / f"{segment.hex()}.age": wrap}, [entry]
-
-    def _commit(self, wraps: dict[Path, bytes], entries: Sequence[bytes], pending: Pending) -> None:
-        """Make entries durable, in the order of docs/spec/audit.md, rule 13."""
-        edge, bundle, contents = self._edge.copy(), list(self._bundle), dict[Path, bytes]()
-        for entry in entries:
-            bundle.append(entry)
-            for tile in edge.add(leaf_hash(entry)):
-                contents[self._path(tile.name.path)] = tile.data
-            if len(bundle) == TILE_WIDTH:
-                contents[self._bundle_path(edge.size, TILE_WIDTH)] = encode_bundle(bundle)
-                bundle = []
-        if bundle:
-            contents[self._bundle_path(edge.size, len(bundle))] = encode_bundle(bundle)
-        contents |= {self._path(tile.name.path): tile.data for tile in edge.partial_tiles()}
-        note = sign_checkpoint(Checkpoint(origin=self._origin, size=edge.size, root=edge.root()), self._key)
-        publish(self._files, wraps)
-        if pending.keys != self._pending.keys:
-            self._publish_pending(pending)
-        publish(self._files, contents)
-        publish(self._files, {self._path("checkpoint"): note.encode()})
-        self._edge, self._bundle, self._note, self._pending = edge, bundle, note, pending
-        self._partials |= _partials(edge.size)
-        self._tidy()
-
-    def _tidy(self) -> None:
-        """Delete partial tiles that neither checkpoint needs; the next start tries again."""
-        needed = _partials(self.size) | _partials(self._cosigned_size)
-        for name in self._partials - needed:
-            with suppress(OSError):
-                self._files.unlink(self._path(name.path))
-        self._partials &= needed
+        return [entry]
 
     def _store_pending(self, pending: Pending) -> None:
-        self._publish_pending(pending)
-        self._pending = pending
-
-    def _publish_pending(self, pending: Pending) -> None:
         publish(self._files, {self._pending_path: seal_pending(pending, self._key)}, mode=0o600)
-
-    # -- reading
-
-    def _recover(self, *, full: bool) -> None:
-        """Take the state from the folder, as after a start. Leftovers of interrupted writes are removed."""
-        self._sealer = None
-        try:
-            self._load(full=full)
-        except VerificationError as error:
-            raise _damaged(error) from None
-        except OSError as error:
-            raise _write_failed(error) from None
-        self._stale = False
-
-    def _load(self, *, full: bool) -> None:
-        if not self._path("checkpoint").exists() and not self._path("tile").exists():
-            empty = Checkpoint(origin=self._origin, size=0, root=RightEdge().root())
-            publish(self._files, {self._path("checkpoint"): sign_checkpoint(empty, self._key).encode()})
-        note = self._reader.checkpoint()
-        head = open_checkpoint(note, self._log)
-        # A rename that was not synced may be visible and yet be lost: sync before relying on it.
-        self._files.sync(self._path("checkpoint"))
-        self._files.sync_folder(self._path("checkpoint").parent)
-        pending = self._load_pending()
-        self._refuse_old_copy(head.size, max(pending.witnessed.values(), default=0))
-        self._remove_leftovers(head.size)
-        if full:
-            derive(self._reader, head, {head.size}, wraps=False)
-        edge = RightEdge.load(head.size, self._reader.tile)
-        tail = bundle_names(head.size, head.size // TILE_WIDTH * TILE_WIDTH)
-        bundle = [entry for name in tail for entry in self._reader.bundle(name)]
-        if edge.root() != head.root:
-            raise altered("the tiles do not give the checkpoint's root")
-        self._edge, self._bundle, self._note = edge, bundle, note
-        self._load_cosigned()
-        self._partials = {name for name in self._reader.inventory()[0] if name.width < TILE_WIDTH}
-        self._pending = pending.up_to(head.size)
-        self._tidy()
-
-    def _refuse_old_copy(self, size: int, witnessed: int) -> None:
-        """Refuse a checkpoint that was put back, before anything beyond it is removed."""
-        note = self._reader.cosigned()
-        cosigned = open_checkpoint(note, self._log).size if note else 0
-        if max(cosigned, witnessed) > size:
-            raise altered(f"hospitals cosigned {max(cosigned, witnessed)} entries, its checkpoint names {size}")
-        bundles = (name for name in self._reader.inventory()[0] if name.level is None)
-        last = max((name.index * TILE_WIDTH + name.width for name in bundles), default=0)
-        if last > size + MAX_BATCH + 1:  # more than one interrupted append could have left
-            raise altered(f"it holds entries up to {last}, its checkpoint names {size}")
-
-    def _load_cosigned(self) -> None:
-        note = self._reader.cosigned()
-        self._cosigned, self._cosigned_size = "", 0
-        if note:
-            head = open_checkpoint(note, self._log)
-            if head.size > self.size or self._root_at(head.size) != head.root:
-                raise altered(f"hospitals cosigned {head.size} entries that this folder does not hold")
-            self._cosigned, self._cosigned_size = note, head.size
+        self._pending = pending
 
     def _load_pending(self) -> Pending:
         try:
@@ -421,45 +311,32 @@ class AuditLog:
         except FileNotFoundError:
             return Pending()
 
-    def _remove_leftovers(self, size: int) -> None:
-        """Remove what an interrupted write left beyond the checkpoint (docs/spec/audit.md, rule 14)."""
-        tiles, others = self._reader.inventory()
-        beyond = [self._path(name.path) for name in tiles if _reaches_beyond(name, size)]
-        beyond += [self._folder / path for path in others if path.endswith(TEMPORARY)]
-        for path in beyond:
-            self._files.unlink(path)
-        for folder in {path.parent for path in beyond}:
-            self._files.sync_folder(folder)
+    def _recover(self, *, full: bool) -> None:
+        """Take the state from disk, as after a start."""
+        self._sealer = None
+        try:
+            pending = self._load_pending()
+            self._tree.load(full=full, witnessed=max(pending.witnessed.values(), default=0))
+            self._pending = pending.up_to(self.size)
+            if self._pending != pending:  # a key left in the file would later pass for another entry's
+                self._store_pending(self._pending)
+        except VerificationError as error:
+            raise _damaged(error) from None
+        except OSError as error:
+            raise _write_failed(error) from None
+        self._stale = False
 
     def _fitting(self, site: str, old_size: int, size: int) -> tuple[list[tuple[PendingKey, bytes]], int]:
         """Return (keys and entries to disclose, tree size to offer, at most `size`)."""
         chosen: list[tuple[PendingKey, bytes]] = []
         room = MAX_OFFER_BYTES
         for key in self._pending.up_to(size).keys_for(site, old_size):
-            entry = self._reader.entry(key.index, self.size)
+            entry = self._tree.reader.entry(key.index, self.size)
             room -= len(entry)
             if room < 0:
                 return chosen, key.index
             chosen.append((key, entry))
         return chosen, size
-
-    def _note_at(self, size: int) -> str:
-        """Return the checkpoint of an earlier size; signing is deterministic, so it is the same text as then."""
-        if size == self.size:
-            return self._note
-        return sign_checkpoint(Checkpoint(origin=self._origin, size=size, root=self._root_at(size)), self._key)
-
-    def _root_at(self, size: int) -> bytes:
-        return tree_root(size, self.size, self._fetch)
-
-    def _fetch(self, level: int, index: int, width: int) -> bytes:
-        return self._reader.tile(level, index, width)
-
-    def _path(self, below: str) -> Path:
-        return self._folder / "log" / below
-
-    def _bundle_path(self, size: int, width: int) -> Path:
-        return self._path(TileName(level=None, index=(size - 1) // TILE_WIDTH, width=width).path)
 
     # -- failure
 
@@ -486,15 +363,6 @@ class AuditLog:
             raise RuntimeError("the audit log is closed")
         if self._stale:
             self._recover(full=False)
-
-
-def _partials(size: int) -> set[TileName]:
-    bundle = TileName(level=None, index=size // TILE_WIDTH, width=size % TILE_WIDTH)
-    return {*partial_names(size), *([bundle] if bundle.width else [])}
-
-
-def _reaches_beyond(name: TileName, size: int) -> bool:
-    return name.index * TILE_WIDTH + name.width > size >> (8 * (name.level or 0))
 
 
 def _recipients(reviewers: Sequence[Reviewer]) -> tuple[str, ...]:

@@ -300,17 +300,19 @@ def test_threads_may_append_at_once(scene):
     assert scene.verify().intact.status == "yes"
 
 
-class TestDamaged:
-    @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory):
-        scene = Scene(tmp_path_factory.mktemp("whole"))
-        with scene.open() as log:
-            log.append([started()] * 300)
-            play_round(scene, log, 1)
-            scene.cosign(log)
-            log.append([started()])
-        return scene
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A log of two bundles with a quorum, closed in good order."""
+    scene = Scene(tmp_path_factory.mktemp("whole"))
+    with scene.open() as log:
+        log.append([started()] * 300)
+        play_round(scene, log, 1)
+        scene.cosign(log)
+        log.append([started()])
+    return scene
 
+
+class TestDamaged:
     @pytest.fixture
     def scene(self, whole, tmp_path):
         shutil.copytree(whole.home, tmp_path / "copy")
@@ -349,9 +351,12 @@ class TestDamaged:
     def test_another_logs_key(self, scene, folder):
         with pytest.raises(StorageError) as caught:
             scene.open(log_key=scene.sites["northside"])
-        assert caught.value.code == "audit-damaged"
-        with pytest.raises(StorageError):
-            scene.open(origin="other.wardround")
+        assert caught.value.code == "audit-pending-damaged"
+        (scene.home / "state" / "audit-pending").unlink()
+        for change in ({"log_key": scene.sites["northside"]}, {"origin": "other.wardround"}):
+            with pytest.raises(StorageError) as caught:
+                scene.open(**change)
+            assert caught.value.code == "audit-damaged"
 
     def test_a_checkpoint_that_was_put_back_does_not_delete_what_came_after(self, scene, folder):
         old = (folder / "log/checkpoint").read_bytes()

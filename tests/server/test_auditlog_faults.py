@@ -128,6 +128,23 @@ def test_while_the_disk_is_full_nothing_is_acknowledged_and_the_log_verifies(tmp
     assert rounds(scene) == [1, 2]
 
 
+def test_a_key_of_a_failed_append_never_passes_for_another_entrys(tmp_path):
+    for call in range(0, 20):
+        scene = Scene(tmp_path / f"{call}")
+        scene.home.mkdir()
+        files = FailingFiles()
+        with scene.open(files=files) as log:
+            play_round(scene, log, 1)
+            files.fail = range(files.calls + call, files.calls + call + 1)
+            failure_of(lambda log=log: log.append([round_started(2)]))
+            files.fail = range(0)
+            log.append([started(), started(), started()])  # at the same indexes, concerning nobody
+        with scene.open(files=FastFiles()) as log:
+            shown = scene.cosign(log)
+            assert all(len(events) in (2, 3) for events in shown.values())
+        shutil.rmtree(scene.home)
+
+
 def test_no_message_key_ever_seals_two_texts(tmp_path):
     """What was written before a failure must not share a key with what is written after it."""
     scene, files = Scene(tmp_path), FailingFiles()

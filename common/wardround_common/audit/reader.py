@@ -11,7 +11,6 @@ what the folder *says*.
     ['segment.open', 'server.start']
 """
 
-import base64
 import os
 import stat
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import pyrage
 
 from wardround_common.audit.events import Event, Unknown, parse_event
 from wardround_common.audit.note import VerifierKey, open_checkpoint
+from wardround_common.audit.proof import format_proof
 from wardround_common.audit.seal import (
     MAX_WRAP_BYTES,
     OpenEntry,
@@ -246,12 +246,6 @@ def load_identity(path: Path) -> Any:
             f"{path} holds no age identity",
             next_step="give the file that `wardround audit keygen` wrote; it has a line AGE-SECRET-KEY-1…",
         ) from None
-
-
-def format_proof(index: int, proof: tuple[bytes, ...], note: str) -> str:
-    """Return a C2SP tlog-proof."""
-    hashes = "".join(base64.b64encode(hash_).decode() + "\n" for hash_ in proof)
-    return f"c2sp.org/tlog-proof@v1\nindex {index}\n{hashes}\n{note}"
 
 
 def altered(why: str) -> VerificationError:

@@ -11,8 +11,6 @@ Not done here: decryption (`reader`), printing (`cli`).
     >>> verify_log(LogFolder(Path("audit")), load_trust(Path("trust.yaml"))).require()  # doctest: +SKIP
 """
 
-import base64
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,21 +33,15 @@ from wardround_common.audit.tiles import (
     bundle_names,
     encode_bundle,
     leaf_hash,
-    verify_inclusion,
 )
 from wardround_common.audit.trust import Trust
-from wardround_common.audit.witness import forked, quorum_missing, rolled_back, verify_quorum
+from wardround_common.audit.witness import forked, quorum_missing, rolled_back
 from wardround_common.documents import Document, sha256_digest
 from wardround_common.errors import VerificationError
-from wardround_common.rounds import MAX_NOTE_BYTES
 
 Progress = Callable[[int, int], None]
 """(entries checked, entries in all)."""
 
-MAX_PROOF_CHARS = MAX_NOTE_BYTES + 8_192
-"""A checkpoint and at most 80 hashes."""
-
-_INDEX = re.compile(r"index (0|[1-9][0-9]{0,15})")
 _RETRIES = 3  # a live writer may delete a partial tile between two reads
 
 
@@ -162,37 +154,6 @@ def verify_log(
         return _report(trust, cosigned, head, None, _no("the content is not what was logged", error), None, last_seen)
     intact = _answer_intact(head, derived, cosigned)
     return _report(trust, cosigned, head, derived, intact, _answer_append_only(derived, head, last_seen), last_seen)
-
-
-def open_proof(text: str, entry: bytes, trust: Trust) -> int:
-    """Return the index at which a C2SP tlog-proof shows `entry` to be logged and seen by a quorum.
-
-    Raises:
-        VerificationError: malformed, of another entry, or its checkpoint has no quorum.
-    """
-    proof, blank, note = text.partition("\n\n")
-    lines = proof.split("\n")
-    if len(lines) > 1 and lines[1].startswith("extra "):
-        del lines[1]  # unauthenticated, of no use here
-    fits = len(lines) > 1 and len(text) <= MAX_PROOF_CHARS and lines[0] == "c2sp.org/tlog-proof@v1"
-    index = _INDEX.fullmatch(lines[1]) if fits else None
-    if not index or not blank:
-        raise _proof_malformed()
-    head = verify_quorum(note, trust.log, trust.members, trust.quorum)
-    try:
-        hashes = [base64.b64decode(line, validate=True) for line in lines[2:]]
-    except ValueError:
-        raise _proof_malformed() from None
-    verify_inclusion(leaf_hash(entry), int(index[1]), head.size, hashes, head.root)
-    return int(index[1])
-
-
-def _proof_malformed() -> VerificationError:
-    return VerificationError(
-        "tlog-proof-malformed",
-        "not a C2SP tlog-proof of one entry",
-        next_step="give the .tlog-proof file as the server wrote it",
-    )
 
 
 def _check_content(

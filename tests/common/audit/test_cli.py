@@ -41,6 +41,9 @@ def run(scene, tmp_path, monkeypatch):
         result = CliRunner().invoke(audit_app, list(arguments))
         if error is None:
             assert result.exit_code == 0, result
+        elif "--json" in arguments:
+            assert result.exit_code == 1
+            assert json.loads(result.stdout)["error"]["code"] == error
         else:
             assert isinstance(result.exception, WardroundError), result
             assert result.exception.code == error
@@ -84,13 +87,12 @@ def test_verify_gives_four_answers(run, tmp_path):
 
 def test_verify_in_json(run, scene):
     found = json.loads(run(*VERIFY, "--json"))
-    assert found["holds"] is True
+    assert "error" not in found
     assert found["answers"]["append_only"]["status"] == "unknown"
     assert (found["size"], found["cosigned_size"], found["complete_until"]) == (10, 6, NOW)
     (scene.folder / "log/tile/entries/000.p/10").write_bytes(b"")
     out = run(*VERIFY, "--json", error="log-entries-altered")
     found = json.loads(out)
-    assert found["holds"] is False
     assert found["answers"]["intact"]["code"] == "log-entries-altered"
 
 
@@ -137,6 +139,10 @@ def test_show_lists_entries(run):
     assert "10 of 10 entries shown; cosigned up to entry 5" in out
     assert "2026-11-22 07:00:00" in out
     assert "segment.open" in out
+    lines = out.splitlines()
+    marker = next(n for n, line in enumerate(lines) if "not yet cosigned" in line)
+    assert lines[marker - 1].startswith("5 ")
+    assert lines[marker + 1].startswith("6 ")
     assert out.count("update.received") == 6
     assert "run wardround audit verify" in out
 
@@ -200,6 +206,7 @@ def test_show_ends_with_an_error_when_an_entry_cannot_be_read(run, scene):
     with scene.open(files=FastFiles()) as log:
         log.append([(Broken(), frozenset())])
     assert "unreadable" in run(*SHOW, error="log-entry-unreadable")
+    assert json.loads(run(*SHOW, "--json", error="log-entry-unreadable"))["entries"][-1]["kind"] == "unreadable"
 
 
 @pytest.mark.parametrize("command", ["keygen", "verify", "show"])

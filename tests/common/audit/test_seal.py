@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import hmac
 import struct
+from pathlib import Path
 
 import pyrage
 import pytest
@@ -48,6 +49,13 @@ def test_an_entry_is_byte_for_byte_what_the_spec_says():
     key = mac(mac(SEED, b"wardround/audit/1 chain"), b"message")
     plaintext = (b"\x00" + struct.pack(">I", len(EVENT)) + EVENT).ljust(256, b"\0")
     assert sealed() == (build(plaintext, key), key)
+
+
+def test_the_specs_test_vector():
+    entry, key = sealed()
+    spec = (Path(__file__).parents[3] / "docs/spec/audit.md").read_text()
+    for value in (key.hex(), entry[:54].hex(), hashlib.sha256(entry).hexdigest(), f"has {len(entry)} bytes"):
+        assert value in spec
 
 
 def test_later_keys_come_from_the_ratchet():

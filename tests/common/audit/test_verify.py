@@ -8,11 +8,12 @@ from peers.auditing import NOW, SITES, Scene, play_round, started
 from peers.disks import FastFiles
 
 from wardround_common.audit.note import Checkpoint, open_checkpoint, parse_verifier_key, sign_checkpoint
+from wardround_common.audit.proof import open_proof
 from wardround_common.audit.reader import LogFolder, claimed_size, read_entries
 from wardround_common.audit.seal import open_segment
 from wardround_common.audit.tiles import RightEdge, encode_bundle, leaf_hash
 from wardround_common.audit.trust import Trust, load_trust
-from wardround_common.audit.verify import LastSeen, open_proof, verify_log
+from wardround_common.audit.verify import LastSeen, verify_log
 from wardround_common.errors import ConfigError, VerificationError
 
 
