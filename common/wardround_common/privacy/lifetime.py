@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from wardround_common.privacy.composition import Composition, compose
 from wardround_common.privacy.mechanism import MechanismRecord
 
-ORDERS = (*range(2, 65), *(64 * 6**k // 5**k for k in range(1, 17)))
+ORDERS: tuple[int, ...] = (*range(2, 65), 76, 92, 110, 132, 159, 191, 229, 275, 330, 396, 475, 570, 684, 821, 985, 1182)
 """Whole orders up to about 1200: enough for caps from ε = 0.03 on; above ε = 30 the best order is 2."""
 
 
@@ -75,6 +75,15 @@ def lifetime(plans: Sequence[tuple[MechanismRecord, int]], cap: Cap, order: int)
     """
     taken = [plan for plan in plans if plan[1]]
     return Lifetime(cap=cap, used=_share(compose(taken), cap, order) if taken else 0.0)
+
+
+def needed_epsilon(plans: Sequence[tuple[MechanismRecord, int]], delta: float, order: int) -> float:
+    """Return the smallest cap ε at `delta` into which all plans fit at the filter's `order`.
+
+    Raises:
+        BudgetError: as `lifetime`.
+    """
+    return renyi_loss(compose(plans), order) + _overhead(order, delta)
 
 
 def renyi_epsilon(composition: Composition, delta: float) -> float:

@@ -1,0 +1,295 @@
+"""What this hospital's patients have spent of their privacy, and what it answered: durable and never forgotten.
+
+Rules.
+- One ledger for one space of patient identifiers: all studies of a hospital share its lifetime cap.
+- Approval reserves the *whole* plan, spare rounds included, or nothing. The cap is a Rényi filter (`privacy.lifetime`).
+- A round is spent from the moment it begins, whether or not it is ever answered; training starts after that.
+- One round has one plan and one answer. The same plan again gets the same stored bytes; another plan is refused.
+- The answer is stored before a byte of it leaves. `begin`, `commit` and `reserve` return after fdatasync.
+- Only constants of studies are kept here: nothing about a patient, no count, no text.
+Not done here: the file (`ledger_store`), prices (`privacy.accountant`), torch (never imported).
+
+    >>> with Ledger.open(home.ledger, writer=True) as ledger:
+    ...     ledger.begin(study.sha256(), 1, plan.sha256())
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from wardround_client.ledger_rows import (
+    Reserved,
+    RoundRow,
+    Stored,
+    StudyRow,
+    begun_round,
+    renyi_order,
+    reserved,
+    round_rows,
+    study_row,
+)
+from wardround_client.ledger_store import LedgerStore
+from wardround_common.documents import MAX_DOCUMENT_BYTES
+from wardround_common.errors import BudgetError, ProtocolError
+from wardround_common.privacy.accountant import Price, plan_price
+from wardround_common.privacy.composition import compose
+from wardround_common.privacy.lifetime import Cap, Lifetime, best_order, lifetime, needed_epsilon, renyi_epsilon
+from wardround_common.privacy.mechanism import SubsampledGaussian
+from wardround_common.rounds import BlobRef
+from wardround_common.study import Study
+
+
+class Ledger:
+    """The open ledger of one hospital; `with` closes it.
+
+    Args:
+        store: the open file.
+        clock: seconds since 1970; for the history only, nothing is decided by it.
+    """
+
+    def __init__(self, store: LedgerStore, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    @classmethod
+    def open(cls, path: Path, *, writer: bool = False) -> Self:
+        """Open the ledger at `path`, creating it the very first time.
+
+        Args:
+            path: the database; its folder is created.
+            writer: True in the daemon, which begins and commits rounds; only one at a time.
+
+        Raises:
+            StorageError: another daemon runs, or the file is missing, damaged or cannot be used.
+        """
+        return cls(LedgerStore.open(path, writer=writer))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let another daemon in."""
+        self._store.close()
+
+    def reserve(self, study: Study, *, cap_epsilon: float, cap_delta: float) -> Price:
+        """Reserve the whole plan of `study` and return its price; again for the same study changes nothing.
+
+        Raises:
+            BudgetError: the lifetime budget does not suffice, the study was closed, or it cannot be priced.
+            StorageError: not stored.
+        """
+        price, cap = plan_price(study.privacy), Cap(epsilon=cap_epsilon, delta=cap_delta)
+        with self._store.transaction():
+            known = self._find(study.sha256())
+            if known is None:
+                self._insert(study, price, self._require_room(study, cap))
+            elif known.closed:
+                raise _closed(study.name)
+        return price
+
+    def remaining(self, *, cap_epsilon: float, cap_delta: float) -> Lifetime:
+        """Return what all reservations take of a cap, as a fraction.
+
+        Raises:
+            StorageError: the ledger cannot be read.
+        """
+        order, plans = renyi_order(self._store), [row.charged for row in reserved(self._store)]
+        return lifetime(plans, Cap(epsilon=cap_epsilon, delta=cap_delta), order or 2)
+
+    def share(self, study: Study, *, cap_epsilon: float, cap_delta: float) -> float:
+        """Return the fraction of a cap that the whole plan of `study` takes, whether or not it is reserved.
+
+        Raises:
+            BudgetError: the plan cannot be priced.
+        """
+        cap, plan = Cap(epsilon=cap_epsilon, delta=cap_delta), _plan(study)
+        return lifetime([plan], cap, renyi_order(self._store) or best_order(plan, cap)).used
+
+    def begin(self, study: str, round_: int, plan: str) -> Stored | None:
+        """Spend a round on `plan` and return its answer if it was stored before; durable on return.
+
+        Args:
+            study: the study's digest.
+            round_: 1-based.
+            plan: digest of the round's plan.
+
+        Raises:
+            BudgetError: not reserved, closed, or beyond the reserved rounds.
+            ProtocolError: this round began with another plan, or a later one began already.
+            StorageError: not stored; the round did not begin.
+        """
+        self._require_writer()
+        with self._store.transaction():
+            row = self._require_reserved(study)
+            begun = begun_round(self._store, study, round_)
+            if begun is None:
+                self._require_next(row, round_)
+                sql = "INSERT INTO rounds (study, round, plan, began_at) VALUES (?, ?, ?, ?)"
+                self._store.execute(sql, study, round_, plan, int(self._clock()))
+            elif begun[0] != plan:
+                raise _plan_changed(row.name, round_)
+        return begun[1] if begun else None
+
+    def commit(self, study: str, round_: int, plan: str, header: bytes, record: bytes, sealed: BlobRef) -> None:
+        """Store the round's one answer; durable on return, and only then may a byte of it leave.
+
+        Raises:
+            ProtocolError: the round did not begin with this plan, or another answer is stored.
+            StorageError: not stored; nothing may be sent.
+            ValueError: header or record is larger than any document (misuse).
+        """
+        self._require_writer()
+        if max(len(header), len(record)) > MAX_DOCUMENT_BYTES:
+            raise ValueError("header and record are documents")
+        answer = Stored(header=header, record=record, sealed=sealed)
+        with self._store.transaction():
+            begun = begun_round(self._store, study, round_)
+            if begun is None or begun[0] != plan:
+                raise _plan_changed(study, round_)
+            if begun[1] is None:
+                self._store.execute(
+                    "UPDATE rounds SET header = ?, record = ?, sealed_digest = ?, sealed_length = ?, committed_at = ? "
+                    "WHERE study = ? AND round = ?",
+                    *(header, record, sealed.digest, sealed.length, int(self._clock()), study, round_),
+                )
+            elif begun[1] != answer:
+                raise ProtocolError(
+                    "round-already-answered",
+                    f"round {round_} was answered with other bytes",
+                    next_step="send the stored answer; nothing else may leave for this round",
+                )
+
+    def answer(self, study: str, round_: int) -> Stored | None:
+        """Return the stored answer of a round, byte for byte, or None.
+
+        Raises:
+            StorageError: the ledger cannot be read.
+        """
+        begun = begun_round(self._store, study, round_)
+        return begun[1] if begun else None
+
+    def release_rest(self, study: str) -> int:
+        """End a study: rounds that never began are free again. Return how many.
+
+        Raises:
+            BudgetError: not reserved.
+            StorageError: not stored.
+        """
+        with self._store.transaction():
+            row = self._require_reserved(study)
+            self._store.execute("UPDATE studies SET closed = 1 WHERE study = ?", study)
+        return 0 if row.closed else row.rounds - row.begun
+
+    def spent(self, study: str) -> Price | None:
+        """Return the price of all rounds of a study that began, or None if none did.
+
+        Raises:
+            StorageError: the ledger cannot be read.
+        """
+        row = self._find(study)
+        return row.spent if row else None
+
+    def summary(self) -> tuple[StudyRow, ...]:
+        """Return one row for each study, in the order of their reservation."""
+        return tuple(study_row(row) for row in reserved(self._store))
+
+    def history(self) -> tuple[RoundRow, ...]:
+        """Return every round that began, in that order."""
+        return tuple(round_rows(self._store))
+
+    def _insert(self, study: Study, price: Price, order: int) -> None:
+        mechanism, rounds = _plan(study)
+        self._store.execute("INSERT OR IGNORE INTO lifetime_filter VALUES (1, ?)", order)
+        self._store.execute(
+            "INSERT INTO studies (study, name, mechanism, rounds, delta, epsilon, reserved_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(study.sha256(), study.name, mechanism.to_bytes(), rounds, price.delta, price.epsilon),
+            int(self._clock()),
+        )
+
+    def _require_room(self, study: Study, cap: Cap) -> int:
+        """Return the filter's order if the plan of `study` fits beside all reservations."""
+        plan, plans = _plan(study), [row.charged for row in reserved(self._store)]
+        order = renyi_order(self._store) or best_order(plan, cap)
+        left, needed = lifetime(plans, cap, order).left, lifetime([plan], cap, order).used
+        if lifetime([*plans, plan], cap, order).used <= 1:
+            return order
+        fits, enough = int(left / needed * plan[1]), self._enough([*plans, plan], cap.delta)
+        raise BudgetError(
+            "budget-insufficient",
+            f"study {study.name} needs {_percent(needed)} of the lifetime budget "
+            f"(ε = {cap.epsilon:g} at δ = {cap.delta:g} per {study.privacy.unit}); {_percent(left)} is left, {_percent(needed - left)} is missing",
+            next_step=f"ask the operator for at most {fits} rounds instead of {plan[1]}; "
+            f"with lifetime_epsilon {enough:.2f} it would fit",
+        )
+
+    def _enough(self, plans: list[tuple[SubsampledGaussian, int]], delta: float) -> float:
+        """Return a cap ε, rounded up to two decimals, into which `plans` fit."""
+        order = renyi_order(self._store)
+        epsilon = needed_epsilon(plans, delta, order) if order else renyi_epsilon(compose(plans), delta)
+        return math.ceil(epsilon * 100) / 100
+
+    def _require_reserved(self, study: str) -> Reserved:
+        row = self._find(study)
+        if row is None:
+            raise BudgetError(
+                "study-not-reserved",
+                "no budget was reserved for this study at this site",
+                next_step="approve it first: wardround client approve STUDY",
+            )
+        return row
+
+    def _require_next(self, row: Reserved, round_: int) -> None:
+        if row.closed:
+            raise _closed(row.name)
+        if not 1 <= round_ <= row.rounds:
+            raise BudgetError(
+                "rounds-exhausted",
+                f"round {round_} of study {row.name} is beyond the {row.rounds} that were reserved",
+                next_step="ask the operator for a new study; this one has no budget left",
+            )
+        last = self._store.query("SELECT max(round) FROM rounds WHERE study = ?", row.study)[0][0]
+        if last is not None and round_ < last:
+            raise ProtocolError(
+                "round-out-of-order",
+                f"round {round_} of study {row.name} is asked for after round {last} began",
+                next_step="nothing to do here; tell the operator",
+            )
+
+    def _require_writer(self) -> None:
+        if not self._store.writer:
+            raise RuntimeError("only the ledger's writer begins and commits rounds")
+
+    def _find(self, study: str) -> Reserved | None:
+        return next((row for row in reserved(self._store) if row.study == study), None)
+
+
+def _plan(study: Study) -> tuple[SubsampledGaussian, int]:
+    """The record of one round (its site does not matter: all run the same) and how often it may run."""
+    return study.mechanism(study.cohort.members[0].name, 1), study.privacy.rounds + study.privacy.spare_rounds
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share < 10 else "over 1000%"
+
+
+def _closed(name: str) -> BudgetError:
+    return BudgetError(
+        "study-closed",
+        f"study {name} was ended at this site; its unspent rounds went back to the budget",
+        next_step="take part in a new study instead",
+    )
+
+
+def _plan_changed(study: str, round_: int) -> ProtocolError:
+    return ProtocolError(
+        "round-plan-changed",
+        f"round {round_} of study {study} did not begin with this plan",
+        next_step="nothing to do here; a round has one plan: tell the operator",
+    )

@@ -1,0 +1,143 @@
+"""The ledger's rows: what is read from its file, as frozen values.
+
+Rules. Reading decides nothing and changes nothing; `ledger` holds the rules. ε is not stored as a fact: what was
+spent is priced from the constants of the rounds that began, every time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wardround_client.ledger_store import LedgerStore
+from wardround_common.documents import Document
+from wardround_common.privacy.accountant import Price, price_repeated
+from wardround_common.privacy.mechanism import Adjacency, SubsampledGaussian, Unit
+from wardround_common.rounds import BlobRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A round's one answer: envelope of the header, envelope of the mechanism record, the sealed update's name."""
+
+    header: bytes = field(repr=False)
+    record: bytes = field(repr=False)
+    sealed: BlobRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRow:
+    """One round that began: times in seconds since 1970 (UTC); `committed_at` is None if it was never answered."""
+
+    study: str
+    name: str
+    round: int
+    plan: str
+    began_at: int
+    committed_at: int | None
+
+
+class StudyRow(Document):
+    """What one study spent so far (`epsilon`) and what its whole plan may cost (`epsilon_reserved`)."""
+
+    study: str  # name
+    digest: str
+    rounds_spent: int
+    rounds_reserved: int
+    closed: bool
+    epsilon: float
+    epsilon_reserved: float
+    delta: float
+    unit: Unit
+    adjacency: Adjacency
+    accountant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserved:
+    """A row of `studies` with the number of its rounds that began."""
+
+    study: str
+    name: str
+    mechanism: SubsampledGaussian
+    rounds: int
+    delta: float
+    epsilon: float
+    closed: bool
+    begun: int
+
+    @property
+    def charged(self) -> tuple[SubsampledGaussian, int]:
+        """What counts against the cap: the whole plan while it is open, then the rounds that began."""
+        return self.mechanism, self.begun if self.closed else self.rounds
+
+    @property
+    def spent(self) -> Price | None:
+        """The price of the rounds that began, or None if none did."""
+        return price_repeated([(self.mechanism, self.begun)], self.delta) if self.begun else None
+
+
+def reserved(store: LedgerStore) -> list[Reserved]:
+    """Return all studies in the order of their reservation."""
+    found = store.query(
+        "SELECT study, name, mechanism, rounds, delta, epsilon, closed, "
+        "(SELECT count(*) FROM rounds WHERE rounds.study = studies.study) FROM studies ORDER BY studies.rowid"
+    )
+    return [
+        Reserved(
+            study=study,
+            name=name,
+            mechanism=SubsampledGaussian.from_bytes(mechanism),
+            rounds=rounds,
+            delta=delta,
+            epsilon=epsilon,
+            closed=bool(closed),
+            begun=begun,
+        )
+        for study, name, mechanism, rounds, delta, epsilon, closed, begun in found
+    ]
+
+
+def begun_round(store: LedgerStore, study: str, round_: int) -> tuple[str, Stored | None] | None:
+    """Return (plan, stored answer or None) of a round that began, else None."""
+    found = store.query(
+        "SELECT plan, header, record, sealed_digest, sealed_length FROM rounds WHERE study = ? AND round = ?",
+        *(study, round_),
+    )
+    if not found:
+        return None
+    plan, header, record, digest, length = found[0]
+    if header is None:
+        return plan, None
+    return plan, Stored(header=header, record=record, sealed=BlobRef(digest=digest, length=length))
+
+
+def round_rows(store: LedgerStore) -> Sequence[RoundRow]:
+    """Return every round that began, in that order."""
+    found = store.query(
+        "SELECT study, name, round, plan, began_at, committed_at FROM rounds JOIN studies USING (study) "
+        "ORDER BY rounds.rowid"
+    )
+    return [RoundRow(study=s, name=n, round=r, plan=p, began_at=b, committed_at=c) for s, n, r, p, b, c in found]
+
+
+def renyi_order(store: LedgerStore) -> int | None:
+    """Return the lifetime filter's order, or None before the first reservation."""
+    found = store.query("SELECT renyi_order FROM lifetime_filter")
+    return int(found[0][0]) if found else None
+
+
+def study_row(row: Reserved) -> StudyRow:
+    """Return `row` as it is shown to people."""
+    price = row.spent or price_repeated([(row.mechanism, row.rounds)], row.delta)
+    return StudyRow(
+        study=row.name,
+        digest=row.study,
+        rounds_spent=row.begun,
+        rounds_reserved=row.charged[1],
+        closed=row.closed,
+        epsilon=price.epsilon if row.begun else 0.0,
+        epsilon_reserved=row.epsilon,
+        delta=row.delta,
+        unit=price.unit,
+        adjacency=price.adjacency,
+        accountant=price.accountant,
+    )
