@@ -38,6 +38,7 @@ PROGRESS_FROM = 20_000
 MAX_LAST_SEEN_BYTES = 4_096
 """A last-seen file has about 300 bytes."""
 
+_LINE = "{:>6}  {:19}  {:8}  {:16}  {}"
 _MARKS = {"yes": "yes", "no": "NO", "unknown": "unknown"}
 
 Folder = Annotated[
@@ -73,7 +74,11 @@ def verify(
         typer.Option(help="What your last visit saw; beside the trust file unless given.", show_default=False),
     ] = None,
     allow_unwitnessed: Annotated[
-        bool, typer.Option(help="Accept a log that no hospital has cosigned at all (stopped before its first round).")
+        bool,
+        typer.Option(
+            "--allow-unwitnessed",
+            help="Accept a log that no hospital has cosigned at all (stopped before its first round).",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -229,22 +234,25 @@ def _store_last_seen(path: Path, seen: LastSeen) -> None:
 
 
 def _print_entries(out: Output, entries: list[LogEntry], size: int, cosigned: int) -> None:
-    columns = ("index", "time (claimed, UTC)", "segment", "kind", "study", "round", "site", "facts")
-    rows = [_row(entry) for entry in entries]
+    out.say(_LINE.format("index", "time (claimed, UTC)", "segment", "kind", "facts"))
     beyond = next((n for n, entry in enumerate(entries) if entry.index >= cosigned), len(entries))
+    for entry in entries[:beyond]:
+        out.say(_line(entry))
     if cosigned and beyond < len(entries):
-        rows.insert(beyond, ["", "", "", "-- not yet cosigned --", "", "", "", ""])
-    out.table(columns, rows)
+        out.say("------  not yet cosigned from here on  ------")
+    for entry in entries[beyond:]:
+        out.say(_line(entry))
     marker = f"cosigned up to entry {cosigned - 1}" if cosigned else "nothing cosigned yet"
     out.say(f"{len(entries)} of {size} entries shown; {marker}")
     out.say("not verified here: run wardround audit verify")
 
 
-def _row(entry: LogEntry) -> list[str]:
+def _line(entry: LogEntry) -> str:
     fields = _fields(entry)
-    cells = [str(entry.index), utc(entry.time).removesuffix(" UTC"), entry.segment[:8], entry.kind]
-    cells += [_short(fields.pop(name, "")) for name in ("study", "round", "site")]
-    return [*cells, entry.problem or ", ".join(f"{name}={_short(value)}" for name, value in fields.items())]
+    ordered = {name: fields[name] for name in ("study", "round", "site") if name in fields} | fields
+    facts = entry.problem or " ".join(f"{name}={_short(value)}" for name, value in ordered.items())
+    time = utc(entry.time).removesuffix(" UTC")
+    return _LINE.format(entry.index, time, entry.segment[:8], entry.kind, facts).rstrip()
 
 
 def _entry_json(entry: LogEntry) -> dict[str, Any]:

@@ -301,7 +301,7 @@ def _answer_intact(head: Checkpoint, derived: Derived, cosigned: _Cosigned) -> A
     if cosigned.head and derived.roots[cosigned.head.size] != cosigned.head.root:
         error = forked(f"the first {cosigned.head.size} entries are not those that hospitals cosigned")
         return _no(str(error), error)
-    return Answer(status="yes", text=f"{head.size} entries, {derived.segments} segments, every tile and key file fit")
+    return Answer(status="yes", text=f"{head.size} entries, every tile and key file derived again")
 
 
 def _answer_append_only(derived: Derived, head: Checkpoint, last_seen: LastSeen | None) -> Answer:
@@ -339,7 +339,9 @@ def _answer_witnessed(trust: Trust, cosigned: _Cosigned, last_seen: LastSeen | N
     )
 
 
-def _answer_complete(trust: Trust, cosigned: _Cosigned, witnessed: Answer) -> tuple[int | None, Answer]:
+def _answer_complete(trust: Trust, cosigned: _Cosigned, witnessed: Answer, intact: Answer) -> tuple[int | None, Answer]:
+    if intact.status != "yes":
+        return None, Answer(status="unknown", text="the content is not intact")
     if witnessed.status != "yes" or cosigned.head is None:
         return None, Answer(status="unknown", text="without a quorum nobody but the operator vouches for completeness")
     until = sorted(cosigned.times.values(), reverse=True)[trust.quorum - 1]
@@ -366,7 +368,7 @@ def _report(
 ) -> LogReport:
     append_only = append_only or Answer(status="unknown", text="the content is not intact")
     witnessed = _answer_witnessed(trust, cosigned, last_seen)
-    until, complete = _answer_complete(trust, cosigned, witnessed)
+    until, complete = _answer_complete(trust, cosigned, witnessed, intact)
     size = head.size if head else 0
     cosigned_size = cosigned.head.size if cosigned.head and witnessed.status == "yes" else 0
     remarks = list(derived.remarks) if derived else []

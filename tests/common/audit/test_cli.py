@@ -141,8 +141,8 @@ def test_show_lists_entries(run):
     assert "segment.open" in out
     lines = out.splitlines()
     marker = next(n for n, line in enumerate(lines) if "not yet cosigned" in line)
-    assert lines[marker - 1].startswith("5 ")
-    assert lines[marker + 1].startswith("6 ")
+    assert lines[marker - 1].split()[0] == "5"
+    assert lines[marker + 1].split()[0] == "6"
     assert out.count("update.received") == 6
     assert "run wardround audit verify" in out
 

@@ -189,7 +189,11 @@ def test_entries_deleted_reordered_or_replaced(scene):
             (scene.folder / "log/tile" / path).write_bytes(encode_bundle(bundle))
         report = scene.verify()
         assert code_of(report) in ("log-file-altered", "log-entry-malformed")
-        assert report.append_only.status == "unknown"
+        assert (report.append_only.status, report.complete.status, report.complete_until) == (
+            "unknown",
+            "unknown",
+            None,
+        )
         assert report.last_seen is None
     assert log.checkpoint()
 
