@@ -7,7 +7,7 @@
 from collections.abc import Iterator
 
 from wardround_client.transport.calls import Calls
-from wardround_common.errors import ProtocolError
+from wardround_common.errors import ProtocolError, TransportError, VerificationError
 from wardround_common.rounds import BlobRef
 from wardround_common.wire import limits
 from wardround_common.wire import wardround_pb2 as pb
@@ -28,11 +28,18 @@ def put_blob(calls: Calls, store: BlobStore, study: str, blob: BlobRef) -> None:
         TransportError: the line broke; call again to resume.
         EnrolmentError: the server does not await it (any more).
         StorageError: the blob is not in the local store.
+        VerificationError: the local file was altered on disk.
     """
+    store.path(blob)  # inside gRPC's own thread its error would be lost
     state = calls.stat_blob(study, blob)
     if not state.complete:
         messages = _messages(store, study, blob, min(state.received, blob.length))
-        state = calls.put_blob(messages, _timeout_s(blob))
+        try:
+            state = calls.put_blob(messages, _timeout_s(blob))
+        except TransportError as error:
+            if error.code == "blob-damaged":
+                store.verify(blob)  # sending a rotten file again and again would never end
+            raise
     if not state.complete:
         raise _incomplete("the server has not got the whole blob")
 
@@ -49,14 +56,19 @@ def fetch_blob(calls: Calls, store: BlobStore, study: str, blob: BlobRef) -> Non
     """
     if store.has(blob):
         return
-    here = store.received(blob, OWNER)
+    begun = here = store.received(blob, OWNER)
     for chunk in calls.get_blob(study, blob, here, _timeout_s(blob)):
         if chunk.offset != here or not chunk.data or len(chunk.data) > limits.MAX_CHUNK_BYTES:
             raise invalid_frame("a chunk out of order")
         here = store.write(blob, OWNER, here, chunk.data)
     if here != blob.length:
         raise _incomplete("the server has not sent the whole blob")
-    store.finish(blob, OWNER)
+    try:
+        store.finish(blob, OWNER)
+    except VerificationError:
+        if not begun:
+            raise
+        fetch_blob(calls, store, study, blob)  # the part from before may be damaged, after a power cut say; it is gone
 
 
 def _messages(store: BlobStore, study: str, blob: BlobRef, offset: int) -> Iterator[pb.BlobChunk]:

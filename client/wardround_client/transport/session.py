@@ -178,7 +178,8 @@ class Session:
                 call.cancel()
 
     async def _greet(self, call: Any) -> None:
-        hello = pb.Hello(min_version=MIN_VERSION, max_version=MAX_VERSION, studies=self._studies())
+        studies = list(self._studies())[-limits.MAX_STUDIES :]
+        hello = pb.Hello(min_version=MIN_VERSION, max_version=MAX_VERSION, studies=studies)
         await _write(call, pb.ClientFrame(hello=hello))
         try:
             frame = await asyncio.wait_for(call.read(), limits.UNARY_TIMEOUT_S)

@@ -47,6 +47,9 @@ class BlobStore(Protocol):
     def read(self, blob: BlobRef) -> bytes:
         """Return a complete blob after verifying its digest."""
 
+    def verify(self, blob: BlobRef) -> None:
+        """Return if the complete blob's bytes have its digest."""
+
     def remove(self, blob: BlobRef) -> None:
         """Remove a blob and its partial uploads, if they are there."""
 
@@ -123,6 +126,16 @@ class FileBlobStore:
         if hashlib.sha256(data).hexdigest() != _hex(blob):
             raise _wrong_digest(blob)
         return data
+
+    def verify(self, blob: BlobRef) -> None:
+        """Return if the complete blob's bytes have its digest, without holding them in memory.
+
+        Raises:
+            StorageError: it is not here.
+            VerificationError: the file was altered on disk.
+        """
+        if _digest_of(self.path(blob)) != _hex(blob):
+            raise _wrong_digest(blob)
 
     def remove(self, blob: BlobRef) -> None:
         """Remove a blob and its partial uploads, if they are there."""

@@ -13,7 +13,7 @@ Rules.
 import uuid
 from collections.abc import Iterable, Mapping
 
-from flwr.app import DEFAULT_TTL, Message, Metadata, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -21,6 +21,11 @@ from wardround_common.identity.keys import node_id
 from wardround_common.wire.frames import Answer
 from wardround_server.transport.flower import new_message, to_reply, to_work
 from wardround_server.transport.hub import Hub
+
+
+LIFETIME_S = 366 * 86_400.0
+"""Default time to live. Deadlines are the study's, at most a year; Flower's own 12 hours would silently drop a
+request to a hospital that a paused round is still waiting for."""
 
 
 class GrpcGrid(Grid):
@@ -69,7 +74,7 @@ class GrpcGrid(Grid):
             message_type=message_type,
             node=dst_node_id,
             group_id=group_id,
-            ttl_s=DEFAULT_TTL if ttl is None else ttl,
+            ttl_s=LIFETIME_S if ttl is None else ttl,
         )
 
     def get_node_ids(self) -> Iterable[int]:

@@ -11,7 +11,7 @@ from flwr.app import Message
 from peers.proxy import Proxy
 from peers.ward import STUDY, Ward, running
 
-from wardround_client.transport.blobs import fetch_blob
+from wardround_client.transport.blobs import OWNER, fetch_blob
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import FATAL, Connection
 from wardround_client.transport.flower import pack
@@ -243,3 +243,32 @@ def test_downloads_are_checked(ward, chunks, kind, code):
         fetch_blob(FakeCalls(*chunks), ward.site.blobs, STUDY, blob)
     assert caught.value.code == code
     assert not ward.site.blobs.has(blob)
+
+
+def test_a_damaged_part_from_before_is_fetched_anew(ward):
+    blob = BlobRef(digest="sha256:" + hashlib.sha256(b"right").hexdigest(), length=5)
+    store = ward.site.blobs
+    store.remove(blob)
+    store.write(blob, OWNER, 0, b"\0\0")  # as a power cut may leave it
+
+    class Honest:
+        def get_blob(self, study, blob, offset, timeout_s):
+            return iter([chunk(offset, b"right"[offset:])])
+
+    fetch_blob(Honest(), store, STUDY, blob)
+    assert store.read(blob) == b"right"
+
+
+def test_a_rotten_update_is_not_sent_for_ever(ward):
+    store = ward.site.blobs
+    blob = store.put(b"a good update")
+    store.path(blob).write_bytes(b"a rotten one!")
+    replies = []
+
+    def handle(message):
+        return Message(pack(b"made", blob), reply_to=message)
+
+    with running(ward.site.session(handle)):
+        ward.hub.post("north", Work(message_id="r", message_type="train", group_id="", study=STUDY, document=b"x"))
+        replies.append(ward.hub.wait(["r"], 15)["r"])
+    assert b"failed-locally" in replies[0].document

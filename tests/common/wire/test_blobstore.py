@@ -25,6 +25,7 @@ def test_put_read_remove(store, data):
     blob = store.put(data)
     assert blob == ref(data) == store.put(iter([data[:3], data[3:]]))
     assert store.read(blob) == data
+    store.verify(blob)
     assert store.path(blob).read_bytes() == data
     assert store.path(blob).stat().st_mode & 0o077 == 0
     store.remove(blob)
@@ -43,9 +44,10 @@ def test_missing_blob_is_typed(store):
 def test_bit_rot_is_noticed(store):
     blob = store.put(b"abc")
     store.path(blob).write_bytes(b"abd")
-    with pytest.raises(VerificationError) as caught:
-        store.read(blob)
-    assert caught.value.code == "blob-wrong-digest"
+    for check in (store.read, store.verify):
+        with pytest.raises(VerificationError) as caught:
+            check(blob)
+        assert caught.value.code == "blob-wrong-digest"
 
 
 def test_a_file_that_was_cut_counts_as_absent(store):

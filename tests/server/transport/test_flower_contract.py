@@ -169,6 +169,7 @@ def test_misuse_of_the_grid(three):
     grid.set_run(run)
     assert grid.run is run
     assert grid.create_message(pack(b"x"), "train", node, "1").metadata.run_id == 9
+    assert grid.create_message(pack(b"x"), "train", node, "1").metadata.ttl >= 365 * 86_400
     assert {grid.sites[n] for n in grid.get_node_ids()} == {"north", "south", "west"}
     assert [info.node_id for info in grid.get_nodes()] == list(grid.get_node_ids())
 

@@ -1,6 +1,7 @@
 """Hostile and unlucky clients against the real server on loopback."""
 
 import asyncio
+import copy
 import hashlib
 import ssl
 import subprocess
@@ -12,8 +13,8 @@ import pytest
 from peers.ward import OTHER_STUDY, STUDY, Ward
 from peers.wire import RawClient, answer, code_of, hello
 
-from wardround_client.transport.connection import Connection
-from wardround_common.errors import WardroundError
+from wardround_client.transport.connection import FATAL, Connection
+from wardround_common.errors import TransportError, WardroundError
 from wardround_common.identity.authority import certificate_digest, certificate_pem, parse_certificate
 from wardround_common.identity.invite import Invite
 from wardround_common.identity.keys import new_transport_key, private_pem
@@ -398,6 +399,25 @@ def test_wrong_bytes_are_refused_and_forgotten(ward, north, task):
 
     assert asyncio.run(scene()) == ("blob-damaged", 0)
     assert not ward.blobs.has(blob)
+
+
+def test_a_full_disk_is_said_and_waited_for(ward, north, task, monkeypatch):
+    monkeypatch.setattr(ward.blobs, "_spare", 1 << 60)
+    data = b"update for a full disk"
+
+    async def scene():
+        async with RawClient(north) as client:
+            return await code_of(client.put(pb.BlobChunk(blob=blob_to_proto(STUDY, ref(data)), data=data)))
+
+    assert asyncio.run(scene()) == "server-disk-full"
+    assert "server-disk-full" not in FATAL
+
+
+def test_two_servers_do_not_share_a_port(ward):
+    twin = copy.copy(ward)
+    with pytest.raises(TransportError) as caught:
+        twin.start()
+    assert caught.value.code == "address-in-use"
 
 
 def test_hostile_uploads_are_refused(ward, north, task):
