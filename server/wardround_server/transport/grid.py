@@ -22,7 +22,6 @@ from wardround_common.wire.frames import Answer
 from wardround_server.transport.flower import new_message, to_reply, to_work
 from wardround_server.transport.hub import Hub
 
-
 LIFETIME_S = 366 * 86_400.0
 """Default time to live. Deadlines are the study's, at most a year; Flower's own 12 hours would silently drop a
 request to a hospital that a paused round is still waiting for."""
