@@ -461,8 +461,9 @@ def test_study_calls_reach_the_desk_with_the_callers_own_name(ward):
         assert calls.list_studies() == (STUDY,)
         assert calls.get_study(STUDY) == b"envelope"
         assert calls.cosign(b"e") == b"e signed by south"
-        with pytest.raises(WardroundError, match=r"study-unknown: no study called other"):
+        with pytest.raises(WardroundError, match=r"no study called other") as caught:
             calls.get_study("other")
+        assert caught.value.code == "study-unknown"
 
 
 def test_errors_inside_the_server_leave_no_text(ward, monkeypatch):
