@@ -41,6 +41,8 @@ def _rows(results: Results) -> Table:
         table.add_column(name, justify="right", min_width=9)
     table.add_column("", style="dim", overflow="fold")
     for row in results.rows:
+        if results.quick and row.source == "not run":
+            continue  # the other arms are for all texts; a quick run has nothing to compare with them
         style = "bold green" if row.arm == "federated" else ("dim" if row.source in ("stale", "not run") else "")
         table.add_row(Text(row.title), *_numbers(row, results), Text(_source(row)), style=style)
     return table
@@ -74,16 +76,16 @@ def _remarks(results: Results) -> list[str]:
     recorded = next((row.provenance for row in results.rows if row.source == "recorded" and row.provenance), None)
     if recorded is not None:
         lines.append(_recorded_by(recorded))
-    if any(row.source == "not run" for row in results.rows):
+    if not results.quick and any(row.source == "not run" for row in results.rows):
         lines.append("not run: no recorded row fits this data; ./run demo --all-arms computes every row")
     svc, ours = results.row("tfidf-svc"), results.row("federated")
     if svc and ours and svc.accuracy is not None and ours.accuracy is not None and svc.accuracy > ours.accuracy:
         lines.append(
-            f"TF-IDF + linear SVC wins by {100 * (svc.accuracy - ours.accuracy):.1f} points here: short coded phrases "
-            "suit it, and it sees all texts in one place without privacy."
+            f"TF-IDF + linear SVC wins by {100 * (svc.accuracy - ours.accuracy):.1f} points: short phrases suit it, and it "
+            "sees all texts in one place, without privacy."
         )
     if results.quick:
-        lines.append("quick: few records and rounds; these numbers show that the path works, not what it reaches.")
+        lines.append("quick: few records and rounds, to show that the path works; no number here says what it reaches.")
     return lines
 
 
@@ -117,7 +119,7 @@ def _hospitals(results: Results) -> Text:
         text.append(f"{hospital.name} {100 * hospital.accuracy:.1f}", style="yellow" if worst else "")
         text.append(" (worst)   " if worst else "   ")
     if text.plain:
-        text.append("federated accuracy, test set re-weighted to each case mix", style="dim")
+        text.append("\nfederated accuracy on the test set, re-weighted to each hospital's case mix", style="dim")
     return text or Text(", ".join(hospital.name for hospital in results.hospitals))
 
 

@@ -37,6 +37,7 @@ QuickOption = Annotated[bool, typer.Option("--quick")]
 def build_data(out: OutOption, seed: SeedOption = 0, model: ModelOption = "minilm", quick: QuickOption = False) -> None:
     """Build the data set and write it to OUT; the manifest appears last."""
     plan = _plan(model, quick)
+    locate_model(plan.model, offline=True)  # the packaged SmolLM2 is converted once, here and not in the harness
     records = icd.build(seed, lambda done, total: report(out, f"reading ICD-10-CM {100 * done // total} %"))
     files = deal(records, seed=seed, train=plan.train, held_out=plan.held_out)
     form: Form = plan.form
