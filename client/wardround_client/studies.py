@@ -204,7 +204,8 @@ class OpenStudy:
         return Trained(delta=result.delta, optimiser_state=result.optimiser_state)
 
     def _progress(self, progress: "Progress") -> None:
-        self.board.show(step=progress.step, steps=progress.steps)
+        phase = "caching" if progress.phase == "caching" else "training"
+        self.board.show(phase=phase, step=progress.step, steps=progress.steps)
 
 
 def load_site_texts(home: Home, config: ClientConfig, study: Study, *, strict: bool) -> TextData:

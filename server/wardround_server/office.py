@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
 from wardround_common.audit.events import ReviewerAdded
 from wardround_common.audit.note import log_key_of
+from wardround_common.audit.seal import parse_recipient
+from wardround_common.documents import first_problem
 from wardround_common.errors import ConfigError
 from wardround_common.files import write_durably
 from wardround_common.identity.address import Address
@@ -116,8 +119,8 @@ def create_home(root: Path, *, name: str, address: str, reviewers: Mapping[str, 
             "an audit trail that nobody can read is worth nothing",
             next_step="make a key with `wardround audit keygen FILE` and pass --reviewer NAME=age1…",
         )
-    config = ServerConfig(name=name, address=address, reviewers=dict(reviewers))
     parsed = Address.parse(address)
+    config = _config(name, address, reviewers)
     home.keys.mkdir(parents=True, mode=0o700)
     home.database.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     ServerKeys.create(home.keys, name=name, address=parsed, now=time.time(), days=config.certificate_days)
@@ -127,3 +130,16 @@ def create_home(root: Path, *, name: str, address: str, reviewers: Mapping[str, 
     for reviewer in office.reviewers:
         office.registry.queue_event(ReviewerAdded(name=reviewer.name, recipient=reviewer.recipient), ())
     return office
+
+
+def _config(name: str, address: str, reviewers: Mapping[str, str]) -> ServerConfig:
+    for recipient in reviewers.values():
+        parse_recipient(recipient)
+    try:
+        return ServerConfig(name=name, address=address, reviewers=dict(reviewers))
+    except ValidationError as error:
+        raise ConfigError(
+            "server-init-invalid",
+            f"cannot make this server: {first_problem(error)}",
+            next_step="names have lower-case letters, digits and dashes; an address is HOST:PORT",
+        ) from None

@@ -15,6 +15,7 @@ from wardround_common.errors import ConfigError, VerificationError
 from wardround_common.files import write_durably
 from wardround_common.signing import Envelope, Signature, fingerprint, open_envelope, parse_public_key
 from wardround_common.study import STUDY_TYPE, Study, open_proposed
+from wardround_common.wire.failures import study_unknown
 from wardround_server.enrolment import Registry
 from wardround_server.home import Home
 
@@ -97,11 +98,7 @@ class StudyShelf:
             study = open_proposed(envelope, self.operator)
             if reference in (name, study.sha256()):
                 return Proposal(study=study, envelope=envelope)
-        raise ConfigError(
-            "study-unknown",
-            f"no study called {reference}",
-            next_step="list them with: wardround server status",
-        )
+        raise study_unknown(f"no study called {reference}")
 
     # -- what members ask (any other name or digest does not exist for them)
 
@@ -146,9 +143,7 @@ class StudyShelf:
         proposal = self.get(reference)
         mine = _names(proposal.study, site, self._identity(site))
         if not mine or proposal.study.sha256() in self._unlogged_proposals():
-            raise ConfigError(
-                "study-unknown", f"no study called {reference}", next_step="ask the operator for the study's name"
-            )
+            raise study_unknown(f"no study called {reference}")
         return proposal
 
     def _identity(self, site: str) -> str:

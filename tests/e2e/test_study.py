@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peers.federation import Federation, ok, wardround
+
 from wardround_common.privacy.accountant import price
 from wardround_common.privacy.mechanism import SubsampledGaussian
 from wardround_common.signing import Envelope

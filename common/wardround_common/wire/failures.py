@@ -15,6 +15,7 @@ Not done here: gRPC itself (statuses are names, so that this module imports none
 from collections.abc import Callable
 
 from wardround_common.errors import (
+    ConfigError,
     EnrolmentError,
     ProtocolError,
     StorageError,
@@ -127,6 +128,13 @@ def blob_not_allowed(text: str) -> EnrolmentError:
     )
 
 
+def study_unknown(text: str) -> ConfigError:
+    """No study of this name or digest concerns this site, or it is not offered yet."""
+    return ConfigError(
+        "study-unknown", text, next_step="ask the operator for the study's name; a new one takes a second"
+    )
+
+
 def server_refused(text: str) -> ProtocolError:
     """The server refused with a code that this side does not know."""
     return ProtocolError(
@@ -180,6 +188,7 @@ _KNOWN: dict[str, Callable[[str], WardroundError]] = {
     "protocol-version": no_common_version,
     "session-superseded": session_superseded,
     "blob-not-allowed": blob_not_allowed,
+    "study-unknown": study_unknown,
     "blob-wrong-digest": damaged_on_the_way,
     "disk-full": server_full,
 }
