@@ -224,7 +224,8 @@ class Ledger:
         raise BudgetError(
             "budget-insufficient",
             f"study {study.name} needs {_percent(needed)} of the lifetime budget "
-            f"(ε = {cap.epsilon:g} at δ = {cap.delta:g} per {study.privacy.unit}); {_percent(left)} is left, {_percent(needed - left)} is missing",
+            f"(ε = {cap.epsilon:g} at δ = {cap.delta:g} per {study.privacy.unit}); "
+            f"{_percent(left)} is left, {_percent(needed - left)} is missing",
             next_step=f"ask the operator for at most {fits} rounds instead of {plan[1]}; "
             f"with lifetime_epsilon {enough:.2f} it would fit",
         )

@@ -15,6 +15,7 @@ Sources: Koskela, Jälkö, Honkela 2020 (arXiv 1906.03049) and dp-accounting's P
     1.9634
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -135,8 +136,9 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> f
         upper = epsilon_rdp(require_priceable(composition), delta)
         return upper if upper > MAX_EPSILON else _epsilon_pld(composition, delta, upper)
 
-    low, high = _bracket(cost, epsilon, _first_guess(epsilon, delta, sample_rate, steps))
-    return _least(cost, epsilon, low, high) / _DECIMALS
+    target = math.floor(epsilon * _DECIMALS + 1e-9) / _DECIMALS  # prices are rounded up
+    low, high = _bracket(cost, target, _first_guess(epsilon, delta, sample_rate, steps))
+    return _least(cost, target, low, high) / _DECIMALS
 
 
 def _price(composition: Composition, delta: float) -> Price:
@@ -164,7 +166,7 @@ def _price_once(
             next_step="do not run the study; report this plan, one of the accountants is wrong",
         )
     return Price(
-        epsilon=epsilon,
+        epsilon=math.ceil(epsilon * _DECIMALS) / _DECIMALS,
         delta=delta,
         unit=composition.unit,
         adjacency=composition.adjacency,
@@ -192,8 +194,7 @@ def _epsilon_on_grid(composition: Composition, delta: float, grid: float) -> flo
     for (rate, noise), count in composition.steps.items():
         event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
         accountant.compose(event, count)
-    epsilon = float(accountant.get_epsilon(delta))
-    return math.ceil(epsilon * _DECIMALS) / _DECIMALS if math.isfinite(epsilon) else math.inf
+    return float(accountant.get_epsilon(delta))
 
 
 def _first_guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> int:
@@ -227,19 +228,19 @@ def _bracket(cost: Callable[[int], float], epsilon: float, guess: int) -> tuple[
 
 
 def _least(cost: Callable[[int], float], epsilon: float, low: int, high: int) -> int:
-    """Return the least grid point with cost <= epsilon: ε is nearly a power of the noise, so interpolate logs."""
-    if high - low == 1:
-        return high
-    above, below = math.log(cost(low) / epsilon), math.log(epsilon / max(cost(high), 1e-9))
-    while high - low > 1:
-        share = above / (above + below) if above + below > 0 else 0.5
-        guess = min(max(math.ceil(low * (high / low) ** share), low + 1), high - 1)
-        found = cost(guess)
-        if found > epsilon:
-            low, above, below = guess, math.log(found / epsilon), below / 2
-        else:
-            high, below, above = guess, math.log(epsilon / max(found, 1e-9)), above / 2
-    return high
+    """Return the least grid point with cost <= epsilon, given cost(low) > epsilon >= cost(high).
+
+    Interpolates logarithms, as ε is nearly a power of the noise; every third step halves the interval instead.
+    """
+    for turn in itertools.count(1):
+        if high - low == 1:
+            return high
+        guess = (low + high) // 2
+        if turn % 3 and cost(high) > 0:
+            above, below = math.log(cost(low) / epsilon), math.log(epsilon / cost(high))
+            guess = min(max(math.ceil(low * (high / low) ** (above / (above + below))), low + 1), high - 1)
+        low, high = (guess, high) if cost(guess) > epsilon else (low, guess)
+    raise AssertionError
 
 
 @cache

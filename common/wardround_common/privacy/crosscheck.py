@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 from wardround_common.privacy.composition import Composition
 
-RDP_ORDERS = (*(1 + k / 4 for k in range(1, 44)), *range(12, 64), 72, 96, 128, 192, 256, 384, 512, 768, 1024)
+RDP_ORDERS = (*(1 + k / 8 for k in range(2, 88)), *range(12, 64), 72, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Dense where ε between 1 and 100 has its best order, then up to what ε of 0.01 needs."""
 
 _MAX_HITS = 4_000
