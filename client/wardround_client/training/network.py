@@ -133,10 +133,10 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         TrainingError: it cannot be loaded.
     """
-    transformers = _quiet_transformers()
+    transformers = quiet_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the Rust tokenizer raises bare Exceptions
         raise _load_failed(folder, error) from None
 
 
@@ -147,7 +147,7 @@ def _load(spec: ModelSpec, folder: Path) -> Any:
             f"the model in {folder} cannot do a {spec.task.kind} task",
             next_step="classification needs a BERT encoder, instruction a Llama decoder",
         )
-    transformers, peft = _quiet_transformers(), importlib.import_module("peft")
+    transformers, peft = quiet_transformers(), importlib.import_module("peft")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     if spec.task.kind == "classification":
         loader, options["num_labels"] = transformers.AutoModelForSequenceClassification, len(spec.task.labels)
@@ -160,7 +160,7 @@ def _load(spec: ModelSpec, folder: Path) -> Any:
             warnings.simplefilter("ignore")  # deprecations between peft and transformers concern neither user nor us
             base = loader.from_pretrained(folder, dtype=torch.float32, **options)
             model = peft.get_peft_model(base, peft.LoraConfig(**settings))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # of four libraries; whichever it is, this folder cannot be trained
         raise _load_failed(folder, error) from None
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -203,7 +203,7 @@ def _load_failed(folder: Path, error: Exception) -> TrainingError:
     )
 
 
-def _quiet_transformers() -> Any:
+def quiet_transformers() -> Any:
     """Import transformers without its progress bars and load reports, which would end up in the daemon's log."""
     transformers = importlib.import_module("transformers")
     logging = importlib.import_module("transformers.utils.logging")

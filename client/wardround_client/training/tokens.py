@@ -56,14 +56,16 @@ def tokenize(data: TextData, tokenizer: Any, max_tokens: int) -> Tokens:
         pairs = zip(data.texts, data.responses, strict=True)
         encoded = [encode_pair(tokenizer, prompt, response) for prompt, response in pairs]
         ids = [(prompt + response)[:max_tokens] for prompt, response in encoded]
-        starts = np.array([max(len(prompt) - 1, 0) for prompt, _ in encoded], np.int64)
+        lengths = np.array([len(i) for i in ids], np.int64)
+        wanted = np.array([max(len(prompt) - 1, 0) for prompt, _ in encoded], np.int64)
+        starts = np.minimum(wanted, lengths - 1)
         filled = np.array([bool(t.strip() and r.strip()) for t, r in zip(data.texts, data.responses, strict=True)])
-        usable = filled & (starts + 1 < np.array([len(i) for i in ids]))
+        usable = filled & (wanted + 1 < lengths)
     else:
         ids = tokenizer(list(data.texts), truncation=True, max_length=max_tokens)["input_ids"] if data.texts else []
         starts = np.zeros(len(ids), np.int64)
         usable = np.array([bool(text.strip()) for text in data.texts], bool) & (np.array(data.labels) >= 0)
-    lengths = np.array([len(i) for i in ids], np.int64)
+        lengths = np.array([len(i) for i in ids], np.int64)
     return Tokens(
         ids=np.concatenate([np.asarray(i, np.int64) for i in ids]) if ids else np.zeros(0, np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

@@ -1,0 +1,61 @@
+"""The keystream: golden bytes, statistics, no secrets in a repr."""
+
+import numpy as np
+import pytest
+
+from wardround_client.randomness import KeystreamRandomness, new_round_seed
+
+
+def test_stream_is_aes_256_ctr():
+    # AES-256 of the zero block under the zero key: NIST AESAVS, KAT "VarTxt/GFSbox" family.
+    assert KeystreamRandomness(bytes(32)).bytes(16).hex() == "dc95c078a2408989ad48a21492842087"
+
+
+def test_calls_go_on_where_the_last_one_stopped():
+    one, two = KeystreamRandomness(b"a" * 32), KeystreamRandomness(b"a" * 32)
+    assert one.bytes(5) + one.bytes(11) == two.bytes(16)
+    assert np.array_equal(one.uniform(7), two.uniform(7))
+    assert np.array_equal(one.normal(9), two.normal(9))
+    assert not np.array_equal(one.normal(9), KeystreamRandomness(b"b" * 32).normal(9))
+
+
+def test_uniform():
+    values = KeystreamRandomness(b"u" * 32).uniform(200_000)
+    assert values.min() >= 0.0
+    assert values.max() < 1.0
+    assert values.mean() == pytest.approx(0.5, abs=4 / np.sqrt(12 * 200_000))
+    assert np.histogram(values, 20, (0, 1))[0].std() < 4 * np.sqrt(10_000)
+    assert np.array_equal(values * 2**53, np.round(values * 2**53))
+
+
+def test_normal():
+    n = 400_000
+    values = KeystreamRandomness(b"n" * 32).normal(n)
+    assert abs(values.mean()) < 4 / np.sqrt(n)
+    assert values.var() == pytest.approx(1.0, abs=4 * np.sqrt(2 / n))
+    assert (values**3).mean() == pytest.approx(0.0, abs=4 * np.sqrt(15 / n))
+    assert (values**4).mean() == pytest.approx(3.0, abs=4 * np.sqrt(96 / n))
+    assert np.corrcoef(values[:-1], values[1:])[0, 1] == pytest.approx(0.0, abs=4 / np.sqrt(n))
+    # Kolmogorov-Smirnov against the error function, without scipy.
+    from math import erf
+
+    grid = np.sort(values)[:: n // 200]
+    expected = np.array([0.5 * (1 + erf(x / 2**0.5)) for x in grid])
+    assert np.abs(expected - np.arange(len(grid)) * (n // 200) / n).max() < 1.95 / np.sqrt(n)
+
+
+def test_nothing_for_nothing():
+    randomness = KeystreamRandomness(bytes(32))
+    assert randomness.bytes(0) == b""
+    assert len(randomness.uniform(0)) == len(randomness.normal(0)) == 0
+
+
+def test_the_seed_is_not_in_the_repr():
+    assert "secret" not in repr(KeystreamRandomness(b"secretsecretsecretsecretsecret!!"))
+
+
+def test_seeds_have_32_bytes():
+    with pytest.raises(ValueError, match="32 bytes"):
+        KeystreamRandomness(bytes(16))
+    assert len(new_round_seed()) == 32
+    assert new_round_seed() != new_round_seed()
