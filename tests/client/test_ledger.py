@@ -320,6 +320,35 @@ def test_a_stuck_process_is_named(ledger, path, monkeypatch):
         other.reserve(STUDY, **CAP)
 
 
+def test_two_approvals_at_once_cannot_both_take_the_last_room(ledger, path, monkeypatch):
+    """While one reservation has looked but not written, another must wait, not look too."""
+    monkeypatch.setattr(ledger_store, "BUSY_SECONDS", 0.05)
+    looked = Ledger._require_room
+    with Ledger.open(path) as other:
+
+        def look_then_meet_another(self, *args):
+            order = looked(self, *args)
+            if self is ledger:
+                with pytest.raises(StorageError) as caught:
+                    other.reserve(study("second"), **CAP)
+                assert caught.value.code == "ledger-busy"
+            return order
+
+        monkeypatch.setattr(Ledger, "_require_room", look_then_meet_another)
+        ledger.reserve(STUDY, **CAP)
+        assert [row.study for row in other.summary()] == ["demo"]
+
+
+def test_a_reservation_that_fails_half_way_leaves_nothing(ledger):
+    def broken() -> float:
+        raise RuntimeError("no clock")
+
+    with pytest.raises(RuntimeError, match="no clock"):
+        Ledger(ledger._store, clock=broken).reserve(STUDY, **CAP)
+    assert ledger._store.query("SELECT * FROM lifetime_filter") == []
+    assert ledger.summary() == ()
+
+
 # --- storage faults --------------------------------------------------------------------------------------
 
 
