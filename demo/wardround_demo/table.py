@@ -81,8 +81,8 @@ def _remarks(results: Results) -> list[str]:
     svc, ours = results.row("tfidf-svc"), results.row("federated")
     if svc and ours and svc.accuracy is not None and ours.accuracy is not None and svc.accuracy > ours.accuracy:
         lines.append(
-            f"TF-IDF + linear SVC wins by {100 * (svc.accuracy - ours.accuracy):.1f} points: short phrases suit it, and it "
-            "sees all texts in one place, without privacy."
+            f"TF-IDF + linear SVC wins by {100 * (svc.accuracy - ours.accuracy):.1f} points: short phrases suit it, "
+            "and it sees all texts in one place, without privacy."
         )
     if results.quick:
         lines.append("quick: few records and rounds, to show that the path works; no number here says what it reaches.")

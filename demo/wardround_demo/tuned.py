@@ -20,8 +20,10 @@ FILE = Path(__file__).with_name("tuned.json")
 
 FORMAT = "wardround/demo-tuned/1"
 
-GRID: tuple[Rates, ...] = tuple(Rates(adapter=adapter, head=10 * adapter) for adapter in (1e-3, 2e-3, 4e-3))
-"""Peak learning rates that every trained arm was tried with; the head's is ten times the matrices'."""
+GRID: tuple[Rates, ...] = tuple(
+    Rates(adapter=factor * MINILM.rates.adapter, head=factor * MINILM.rates.head) for factor in (0.5, 1.0, 2.0)
+)
+"""Peak learning rates that every trained arm was tried with: half, once and twice the plan's own."""
 
 
 def rates(arm: str, path: Path = FILE) -> Rates:

@@ -57,6 +57,7 @@ class Workers:
             screen.detail(told.read_text(encoding="utf-8") if told.exists() else "")
             time.sleep(POLL_S)
         screen.detail("")
+        told.unlink(missing_ok=True)
         if child.process.returncode != 0:
             child.require_running()  # raises with the last line of its log
 
