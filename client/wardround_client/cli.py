@@ -49,7 +49,8 @@ def enroll(
     invite: Annotated[Path, typer.Argument(help="The invite file from the operator.", show_default=False)],
     approver_key: ApproverKey,
     proxy: Annotated[
-        str | None, typer.Option(help="HTTP CONNECT proxy, http://HOST:PORT; one with a password goes into client.toml.")
+        str | None,
+        typer.Option(help="HTTP CONNECT proxy, http://HOST:PORT; one with a password goes into client.toml."),
     ] = None,
     home: HomeOption = Path(),
     as_json: AsJson = False,

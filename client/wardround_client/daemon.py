@@ -18,6 +18,7 @@ from wardround_client.config import ClientConfig
 from wardround_client.gate import Gate
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.renewal import renew_if_due
 from wardround_client.status import StatusBoard
 from wardround_client.studies import SiteStudies
 from wardround_client.transport.calls import Calls
@@ -42,6 +43,7 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event) -> None:
         EnrolmentError: the certificate was revoked or has expired.
         StorageError: another daemon runs on this home, or the state is unusable.
     """
+    _renew(home, config)
     connection = Connection.from_home(home.root, address=config.server, proxy=config.proxy)
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:
         studies = open_site(home, config, ledger, connection)
@@ -73,6 +75,15 @@ def open_site(home: Home, config: ClientConfig, ledger: Ledger, connection: Conn
         key=load_identity_key(home.identity_key),
         get_study=lambda digest: _get_study(connection, digest),
     )
+
+
+def _renew(home: Home, config: ClientConfig) -> None:
+    """Get a new transport certificate while the old one still works; a server that is away can wait."""
+    try:
+        if renew_if_due(home.root, site=config.site, address=config.server, proxy=config.proxy):
+            log.info("transport certificate renewed")
+    except TransportError as error:
+        log.warning("the certificate could not be renewed yet", why=str(error))
 
 
 def _get_study(connection: Connection, digest: str) -> bytes:

@@ -76,6 +76,7 @@ class SiteStudies:
         """
         study = self.open(plan.study)
         answer, blob = study.rounds.answer(plan, study.agreed, self.blobs.read, study.train)
+        self.blobs.remove(plan.adapter)  # fetched for this plan only
         self._show("sending", study.study, plan.round)
         return answer, blob
 

@@ -95,7 +95,7 @@ def test_a_killed_hospital_and_a_killed_server_resume(fed: Federation):
 def test_ctrl_c_leaves_a_log_that_verifies(fed: Federation):
     fed.propose(rounds=50, epsilon=60.0)
     for site in fed.sites:
-        fed.write_policy(site, max_epsilon=60.0, lifetime_epsilon=100.0)
+        fed.write_policy(site, max_epsilon=60.0, lifetime_epsilon=1000.0)
     fed.approve_all()
     for site in fed.sites:
         fed.start(site)
@@ -152,7 +152,7 @@ def test_a_full_disk_under_the_audit_log_stops_the_study_and_loses_nothing(fed: 
     """No audit, no round: the server ends with one clear line, and goes on once there is space."""
     fed.propose(rounds=6, epsilon=60.0)
     for site in fed.sites:
-        fed.write_policy(site, max_epsilon=60.0, lifetime_epsilon=100.0)
+        fed.write_policy(site, max_epsilon=60.0, lifetime_epsilon=1000.0)
     fed.approve_all()
     fed.stop("server")
     kept = fed.folder / "audit-kept"

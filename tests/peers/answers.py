@@ -22,8 +22,11 @@ class MemoryBlobs:
         self.held[ref.digest] = data
         return ref
 
-    def read(self, ref: BlobRef) -> bytes:
-        return self.held[ref.digest]
+    def read(self, blob: BlobRef) -> bytes:
+        return self.held[blob.digest]
+
+    def remove(self, blob: BlobRef) -> None:
+        self.held.pop(blob.digest, None)
 
 
 def unseal_plain(sealed: bytes, round_: int, site: str) -> bytes:

@@ -42,8 +42,11 @@ class Blobs(Protocol):
     def put(self, data: bytes) -> BlobRef:
         """Store durably, by digest."""
 
-    def read(self, ref: BlobRef) -> bytes:
+    def read(self, blob: BlobRef) -> bytes:
         """Return the bytes after checking digest and length."""
+
+    def remove(self, blob: BlobRef) -> None:
+        """Forget the bytes, if they are there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ Rules.
 - Message content is a canonical document and, beside it, a blob reference; the one record layout
   of `pack` and `unpack`.
 - Replies are yielded as they come, so that what they name can be added up and dropped.
+- What nobody waits for any more is withdrawn, so that a hospital that returns late spends nothing on it
+  (`Grid` has no such call; ours has, Flower's own engines let messages expire).
 - A deadline ends the waiting only when enough sites have replied; until then the study is paused,
   says whom it waits for, and goes on by itself when they return.
 """
@@ -51,6 +53,21 @@ def replies(
         Interrupted: the server is shutting down.
     """
     missing = dict(pending)
+    try:
+        yield from _arriving(grid, desk, missing, enough, waiting)
+    finally:
+        withdraw = getattr(grid, "withdraw", None)
+        if missing and withdraw is not None:
+            withdraw(list(missing))
+
+
+def _arriving(
+    grid: Grid,
+    desk: Desk,
+    missing: dict[str, str],
+    enough: Callable[[], bool],
+    waiting: Callable[[list[str]], None],
+) -> Iterator[tuple[str, Message]]:
     deadline = desk.clock() + desk.study.timing.round_deadline_s
     paused = False
     while missing:

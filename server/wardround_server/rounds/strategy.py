@@ -62,6 +62,7 @@ class WardStrategy(Strategy):
         self._finish = finish
         self._study = desk.study.sha256()
         self._sites: dict[str, SitePhase] = {}
+        self._added: list[BlobRef] = []  # sealed updates that are in the stored sum
 
     def start(
         self,
@@ -149,6 +150,7 @@ class WardStrategy(Strategy):
     def _advance(self, grid: Grid, record: RoundRecord) -> None:
         if record.phase == "planned":
             record = self._state.put(self._train(grid, record))
+            self._forget_updates()
         if record.phase in ("aggregated", "failed"):
             entries = zip(record.events, record.concerned, strict=True)
             self._desk.audit.append([(_known(e), frozenset(who)) for e, who in entries])
@@ -228,8 +230,15 @@ class WardStrategy(Strategy):
             return ClientDropped(study=self._study, round=round_, site=site, reason=rejection.reason)
         except VerificationError:
             return ClientDropped(study=self._study, round=round_, site=site, reason="out-of-range")
+        self._added.append(answer.header.sealed)
         # The tensors are in the sum now; keeping them would cost one model per hospital.
         return AcceptedAnswer(site=site, answer=answer.answer, header=answer.header, tensors={})
+
+    def _forget_updates(self) -> None:
+        """Single updates are not kept longer than it takes to add them up."""
+        for sealed in self._added:
+            self._desk.blobs.remove(sealed)
+        self._added.clear()
 
     def _add(self, adapter: BlobRef, mean: MeanUpdate) -> BlobRef:
         before = decode_tensors(self._desk.blobs.read(adapter), self._desk.layout.trained)

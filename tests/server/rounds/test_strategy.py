@@ -210,6 +210,13 @@ def test_every_round_is_logged_in_order_and_witnessed_before_the_next(world: Wor
         assert site.agreed.round == 3
 
 
+def test_single_updates_are_not_kept_after_the_sum(world: World):
+    world.run()
+    sealed = {own.sealed.digest for site in world.sites.values() for own in site.answers.values()}
+    assert len(sealed) == 9
+    assert not sealed & world.blobs.held.keys()
+
+
 def test_answers_in_another_order_give_the_same_bytes(new_world: Callable[..., World]):
     results = []
     for order in (SITES, SITES[::-1]):
@@ -427,6 +434,7 @@ def test_update_for_the_wrong_round_is_named_replayed_or_undecryptable(world: Wo
             plan = RoundPlan.from_bytes(unpack(message)[0])
             if plan.round == 2:
                 own = site.answers[1]
+                assert own.sealed.digest not in world.blobs.held
                 return site.reply(message, own.answer, own.sealed)
         return site(message)
 
