@@ -9,10 +9,10 @@ Rules.
   and the command line's help do not need it. torch and flwr are never imported.
 Not done here: the cap over all studies (`lifetime`), what is left of it (the client's ledger).
 
-Sources: Koskela, Jälkö, Honkela 2020 (arXiv 1906.03049) and dp-accounting's PLD; numbers: docs of dp-accounting 0.6.
+Source: privacy loss distributions, Koskela, Jälkö, Honkela 2020 (arXiv 1906.03049), as dp-accounting has them.
 
-    >>> price([study.mechanism("st-elsewhere", r) for r in (1, 2, 3)], delta=1e-5).epsilon
-    1.9634
+    >>> price([record] * 3, delta=1e-5).epsilon  # 3 rounds of 6 steps, sample rate 0.05, noise multiplier 0.8
+    3.2885
 """
 
 import itertools

@@ -8,7 +8,7 @@ Rules.
   when a person changes the cap.
 - A plan's share of the budget is a plain fraction, and shares add. People see shares ("45 % of the lifetime
   budget"); a study's own ε is `accountant`'s.
-- A share is more careful than PLD: a first study that costs ε by PLD needs a cap of about 1.1 to 1.2 ε.
+- A share is more careful than PLD: a first study that costs ε by PLD needs a cap of about 1.1 to 1.25 ε.
 Not done here: what was reserved, and keeping α (the client's ledger). Nothing but `math` is used.
 
 Sources: Feldman and Zrnic 2021 (arXiv 2008.11193), Rényi filter at a fixed order; Rényi loss at whole orders: Mironov,
