@@ -74,7 +74,7 @@ class Runtime(Document):
             description="Tokens that are on the device at once; less needs less memory. The sum of "
             "a batch is the same.",
         ),
-    ] = 8_192
+    ] = 2_048
     threads: Annotated[
         int | None,
         Field(ge=1, le=1024, description="CPU threads for training; unset: as many as torch chooses.", examples=[4]),

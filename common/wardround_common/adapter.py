@@ -160,7 +160,7 @@ def peft_config(adapter: Adapter, source: str, task: Task) -> dict[str, Any]:
     classifies = task.kind == "classification"
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if classifies else "CAUSAL_LM",
+        "task_type": "TOKEN_CLS" if classifies else "CAUSAL_LM",
         "base_model_name_or_path": source,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,

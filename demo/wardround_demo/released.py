@@ -38,7 +38,9 @@ def classifier(model_folder: Path, release: Path, *, max_tokens: int = 64, batch
                     max_length=max_tokens,
                     return_tensors="pt",
                 )
-                chosen = model(**tokens).logits.argmax(1).tolist()
+                mask = tokens["attention_mask"][..., None]
+                logits = (model(**tokens).logits * mask).sum(1) / mask.sum(1)  # a text is the mean of its tokens
+                chosen = logits.argmax(1).tolist()
                 found |= {place: LABELS[k] for place, k in zip(places, chosen, strict=True)}
         return tuple(found[i] for i in range(len(texts)))
 
@@ -56,7 +58,7 @@ def load(model_folder: Path, release: Path, *, labels: int | None) -> Any:
         if labels is None:
             base = transformers.AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True)
         else:
-            base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            base = transformers.AutoModelForTokenClassification.from_pretrained(
                 model_folder, num_labels=labels, local_files_only=True
             )
         return peft.PeftModel.from_pretrained(base, release).eval()

@@ -267,7 +267,7 @@ def test_one_changed_byte_is_refused_or_is_a_value(place, change):
 
 def test_peft_config():
     config = peft_config(adapter(layers=(2, 1)), "minilm", CLASSES)
-    assert config["task_type"] == "SEQ_CLS"
+    assert config["task_type"] == "TOKEN_CLS"
     assert config["modules_to_save"] == ["classifier"]
     assert (config["r"], config["lora_alpha"], config["layers_to_transform"]) == (2, 4.0, [1, 2])
     assert config["lora_dropout"] == 0.0

@@ -57,9 +57,9 @@ def _tuple(envelope: dict) -> dict:
 def _stock_peft_loads(release: Path, model: Path) -> None:
     from peft import PeftModel
     from safetensors.numpy import load_file
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForTokenClassification
 
-    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
+    base = AutoModelForTokenClassification.from_pretrained(model, num_labels=3)
     loaded = PeftModel.from_pretrained(base, str(release))
     state = {name: tensor.numpy() for name, tensor in loaded.state_dict().items()}
     released = load_file(release / "adapter_model.safetensors")

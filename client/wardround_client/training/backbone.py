@@ -2,9 +2,10 @@
 
 Rules.
 - `lower` runs everything below the first adapted layer: it is frozen, so its output can be kept.
-  `upper` runs the rest and computes only what the loss looks at: in BERT's last layer the first
-  token, in Llama the positions that predict the response.
-- Both give the logits of the stock Hugging Face model (tests/client/training/test_backbone.py).
+  `upper` runs the rest; in Llama only the positions that predict the response reach the vocabulary.
+- Both give the logits of the stock Hugging Face model (tests/client/training/test_backbone.py). A text
+  is classified by the mean of its tokens' logits in `BertForTokenClassification`: sentence encoders
+  such as MiniLM are trained with mean pooling, and their checkpoints' pooler never was.
 - One record's result never depends on another record of the batch: padding is masked, losses stay
   per record.
 Not done here: adapters, which are inside the modules already (`network`), and gradients.
@@ -32,7 +33,7 @@ class Backbone(Protocol):
 
 
 class BertBackbone:
-    """BERT with the classification head of `BertForSequenceClassification`.
+    """BERT with the linear head of `BertForTokenClassification`, averaged over a text's tokens.
 
     Raises:
         ConfigError: a variant of BERT that this forward pass does not compute.
@@ -51,28 +52,27 @@ class BertBackbone:
         mask = _padding_mask(lengths, ids.shape[1])
         hidden: Tensor = self._model.bert.embeddings(input_ids=ids)
         for layer in self._layers[: self._first]:
-            hidden = self._layer(layer, hidden, hidden, mask)
+            hidden = self._layer(layer, hidden, mask)
         return hidden
 
     def upper(self, hidden: Tensor, lengths: Tensor, starts: Tensor) -> Tensor:
         """Return [B, labels]; `starts` is not used."""
         mask = _padding_mask(lengths, hidden.shape[1])
-        for layer in self._layers[self._first : -1]:
-            hidden = self._layer(layer, hidden, hidden, mask)
-        # The pooler reads the first token only, so the last layer need not compute the others.
-        hidden = self._layer(self._layers[-1], hidden[:, :1], hidden, mask)
-        logits: Tensor = self._model.classifier(self._model.bert.pooler(hidden))
+        for layer in self._layers[self._first :]:
+            hidden = self._layer(layer, hidden, mask)
+        real = mask[:, 0, 0, :, None]  # the mean of the logits is the logits of the mean: the head is linear
+        logits: Tensor = self._model.classifier(torch.where(real, hidden, 0.0).sum(1) / real.sum(1))
         return logits
 
-    def _layer(self, layer: Any, queries: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
+    def _layer(self, layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
         attention = layer.attention.self
         query, key, value = (
-            module(x).unflatten(2, (self._heads, -1)).transpose(1, 2)
-            for module, x in ((attention.query, queries), (attention.key, hidden), (attention.value, hidden))
+            module(hidden).unflatten(2, (self._heads, -1)).transpose(1, 2)
+            for module in (attention.query, attention.key, attention.value)
         )
         context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output = layer.attention.output
-        attended = output.LayerNorm(output.dense(context.transpose(1, 2).flatten(2)) + queries)
+        attended = output.LayerNorm(output.dense(context.transpose(1, 2).flatten(2)) + hidden)
         inner = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(attended))
         result: Tensor = layer.output.LayerNorm(layer.output.dense(inner) + attended)
         return result

@@ -150,7 +150,7 @@ def _load(spec: ModelSpec, folder: Path) -> Any:
     transformers, peft = quiet_transformers(), importlib.import_module("peft")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     if spec.task.kind == "classification":
-        loader, options["num_labels"] = transformers.AutoModelForSequenceClassification, len(spec.task.labels)
+        loader, options["num_labels"] = transformers.AutoModelForTokenClassification, len(spec.task.labels)
     else:
         loader = transformers.AutoModelForCausalLM
     settings = peft_config(spec.adapter, str(folder), spec.task) | {"inference_mode": False}
