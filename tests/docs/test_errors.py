@@ -21,6 +21,19 @@ CLASSES = {
 }
 
 
+def _subclasses() -> set[str]:
+    """Return error classes that the trees derive from ours, such as the demo's."""
+    found = set()
+    for path in (path for tree in TREES for path in (ROOT / tree).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") in CLASSES for base in node.bases):
+                found.add(node.name)
+    return found
+
+
+CLASSES |= _subclasses()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Raised:
     """One construction of an error in the sources; `code` is None if it is no literal."""

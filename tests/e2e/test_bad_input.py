@@ -10,7 +10,9 @@ from peers.federation import Federation, federation, wardround, write_texts
 
 from wardround_client import config as client_config
 from wardround_common.config import load_yaml
+from wardround_common.errors import ConfigError
 from wardround_common.policy import Policy
+from wardround_server.office import create_home
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +163,45 @@ def test_a_malformed_reviewer(tmp_path: Path, reviewer: str):
     )
     assert outcome.code == 1
     assert not (tmp_path / "s").exists()
+
+
+def test_approving_without_the_persons_key(fed: Federation, site: str):
+    outcome = wardround("client", "approve", "tiny", "--home", fed.home(site), "--yes", "--json")
+    assert (outcome.code, outcome.error) == (1, "approver-key-missing")
+
+
+def test_saying_no_signs_nothing(fed: Federation, monkeypatch: pytest.MonkeyPatch):
+    other = fed.sites[1]
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+    outcome = wardround(
+        "client", "approve", "tiny", "--home", fed.home(other), "--approver-key", fed.approver(other), "--json"
+    )
+    assert (outcome.code, outcome.error) == (1, "not-approved")
+    assert not list((fed.home(other) / "approvals").glob("*"))
+
+
+def test_a_study_file_is_not_overwritten(fed: Federation):
+    outcome = wardround(
+        "server", "study", "new", "--home", fed.server, "--name", "x", "--out", fed.folder / "tiny.yaml", "--json"
+    )
+    assert (outcome.code, outcome.error) == (1, "file-exists")
+
+
+def test_revoking_a_stranger(fed: Federation):
+    outcome = wardround("server", "revoke", "nobody", "--home", fed.server, "--json")
+    assert (outcome.code, outcome.error) == (1, "site-not-enrolled")
+
+
+def test_a_server_name_that_is_no_name(fed: Federation, tmp_path: Path):
+    outcome = wardround(
+        *("server", "init", "--home", tmp_path / "s", "--name", "St. Mary", "--address", "localhost:1"),
+        *("--reviewer", f"r={fed.recipient}", "--json"),
+    )
+    assert (outcome.code, outcome.error) == (1, "server-init-invalid")
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_audit_trail_that_nobody_could_read(tmp_path: Path):
+    with pytest.raises(ConfigError) as caught:
+        create_home(tmp_path / "s", name="x", address="localhost:1", reviewers={})
+    assert caught.value.code == "no-reviewer"

@@ -20,10 +20,14 @@ import typer
 from wardround_common.audit.reader import LogEntry, LogFolder, claimed_size, load_identity, read_entries
 from wardround_common.audit.seal import unreadable
 from wardround_common.audit.tiles import TILE_WIDTH
-from wardround_common.audit.trust import load_trust
+from wardround_common.audit.trust import Trust, load_trust
 from wardround_common.audit.verify import LastSeen, LogReport, Progress, utc, verify_log
+from wardround_common.config_text import render_yaml
 from wardround_common.errors import ConfigError, StorageError, WardroundError
+from wardround_common.files import write_durably
 from wardround_common.output import Output, progress
+from wardround_common.signing import Envelope, fingerprint
+from wardround_common.study import open_cosigned
 
 audit_app = typer.Typer(
     name="audit",
@@ -66,9 +70,42 @@ def keygen(
 
 
 @audit_app.command()
+def trust(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.json", help="A co-signed study, as releases hold it.")],
+    operator: Annotated[
+        str, typer.Option(help="The operator's ed25519: key, compared out of band.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="New trust file.", metavar="FILE")] = Path("trust.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a trust file from a study that the operator and every member signed; compare its fingerprints by telephone.
+
+    Example: wardround audit trust release/study.json --operator ed25519:… --out trust.yaml
+    """
+    try:
+        envelope = Envelope.from_bytes(study.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            "config-unreadable", f"cannot read {study}: {error.strerror}", next_step="give the study.json of a release"
+        ) from None
+    found = Trust.of(open_cosigned(envelope, operator))
+    if out.exists():
+        raise ConfigError("file-exists", f"{out} exists already", next_step="choose another name with --out")
+    header = "Compare every fingerprint by telephone before you rely on this."
+    write_durably(out, render_yaml(found, header=header).encode())
+    prints = {name: fingerprint(key) for name, key in {"operator": operator, **found.members}.items()}
+    shown = Output(as_json=as_json)
+    shown.say(f"wrote {out}; compare by telephone:")
+    shown.table(["who", "fingerprint"], [[name, text] for name, text in prints.items()])
+    shown.result({"file": str(out), "fingerprints": prints})
+
+
+@audit_app.command()
 def verify(
     folder: Folder,
-    trust: Annotated[Path, typer.Option(help="Your trust file: log key, members and quorum.", show_default=False)],
+    trust_file: Annotated[
+        Path, typer.Option("--trust", help="Your trust file: log key, members and quorum.", show_default=False)
+    ],
     last_seen: Annotated[
         Path | None,
         typer.Option(help="What your last visit saw; beside the trust file unless given.", show_default=False),
@@ -88,10 +125,10 @@ def verify(
 
     Example: wardround audit verify /mnt/copy/audit --trust trust.yaml
     """
-    remembered = last_seen or trust.with_suffix(".last-seen.json")
+    remembered = last_seen or trust_file.with_suffix(".last-seen.json")
     log = LogFolder(folder)
     with _progress(log) as advance:
-        report = verify_log(log, load_trust(trust), _load_last_seen(remembered), progress=advance)
+        report = verify_log(log, load_trust(trust_file), _load_last_seen(remembered), progress=advance)
     out = Output(as_json=as_json)
     _print_report(out, report)
     if report.last_seen:

@@ -136,9 +136,7 @@ def test_evaluate_scores_the_predictions(bert):
 def test_variants_that_are_not_computed_are_refused(bert):
     from transformers import BertConfig, BertForTokenClassification
 
-    model = BertForTokenClassification(
-        BertConfig(num_hidden_layers=1, hidden_size=12, vocab_size=9, is_decoder=True)
-    )
+    model = BertForTokenClassification(BertConfig(num_hidden_layers=1, hidden_size=12, vocab_size=9, is_decoder=True))
     with pytest.raises(ConfigError) as caught:
         make_backbone(model, 0)
     assert caught.value.code == "model-variant-unsupported"
