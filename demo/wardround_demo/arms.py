@@ -50,7 +50,7 @@ TRAINED = (*LOCAL, "centralised-dp", "centralised")
 """Arms that this module trains for the table."""
 
 PLAIN_BATCH, PLAIN_STEPS = 512, 150
-"""Batch and steps of the arm without privacy: four epochs, after which validation no longer rises."""
+"""Batch and steps of the arm without privacy: four epochs."""
 
 Advance = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""

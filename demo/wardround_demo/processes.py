@@ -46,6 +46,7 @@ FIXED = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
+    "MALLOC_ARENA_MAX": "2",  # glibc's arenas for every thread would cost hundreds of MB in each daemon
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
 }

@@ -38,7 +38,7 @@ def make(**changes):
         "data_digest": "sha256:d", "data_source": "ICD", "test_texts": 3706, "rows": tuple(rows),
         "hospitals": tuple(hospitals), "worst_hospital": "mother-and-child",
         "privacy": Privacy(epsilon=7.999, delta=1e-5, unit="record", adjacency="add-or-remove-one", accountant="PLD",
-                           planned_epsilon=8.0, noise_multiplier=0.6, sample_rate=0.054, clip_norm=1.0, steps=120),
+                           planned_epsilon=8.0, noise_multiplier=0.6, sample_rate=0.054, clip_norm=1.0, steps=100),
         "audit": Audit(accepted=True, exit_code=0, command="wardround audit verify X --trust T", entries=99),
         "phases": (Phase(name="train together", seconds=200.0),), "seconds": 250.0, "peak_memory_bytes": 3 << 30,
         "files": {"adapter": "demo-out/release"},

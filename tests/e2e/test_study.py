@@ -158,7 +158,7 @@ def test_a_full_disk_under_the_audit_log_stops_the_study_and_loses_nothing(fed: 
     kept = fed.folder / "audit-kept"
     fed.audit.rename(kept)
     fed.audit.mkdir()
-    assert os.system(f"mount -t tmpfs -o size=1m tmpfs {fed.audit} && cp -a {kept}/. {fed.audit}/") == 0
+    assert os.system(f"mount -t tmpfs -o size=4m,nr_inodes=8192 tmpfs {fed.audit} && cp -a {kept}/. {fed.audit}/") == 0
     try:
         fed.start("server")
         filler = fed.audit / "filler"
