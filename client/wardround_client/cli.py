@@ -180,6 +180,12 @@ def _show(out: Output, considered: Considered, ledger: Ledger) -> None:
         f"This plan costs ε = {price.epsilon:.3f} at δ = {price.delta:g} per {price.unit} at this site "
         f"({price.adjacency}, {price.accountant})."
     )
+    cap = {"cap_epsilon": considered.policy.lifetime_epsilon, "cap_delta": considered.policy.lifetime_delta}
+    out.say(
+        f"Lifetime budget of this hospital, ε = {considered.policy.lifetime_epsilon:g} at "
+        f"δ = {considered.policy.lifetime_delta:g}: this plan takes {ledger.share(considered.study, **cap):.0%} of it; "
+        f"{max(0.0, ledger.remaining(**cap).left):.0%} is not reserved now."
+    )
     out.table(
         ["", "clause of policy.yaml", "the study asks", "the policy allows"],
         [["pass" if c.passed else "REFUSE", c.name, c.asked, c.allowed] for c in considered.clauses],

@@ -28,6 +28,7 @@ from wardround_client.rounds import Rounds, Tensors, Trained
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
+from wardround_common.audit.events import ModelReleased
 from wardround_common.audit.witness import consider
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import ConfigError, VerificationError
@@ -102,8 +103,10 @@ class SiteStudies:
         store_agreed(self.home.agreed(offer.study), study.agreed)
         if own is not None and study.agreed.round >= offer.round:
             self.blobs.remove(own.sealed)  # witnessed: nobody may ask for it again
-        last = offer.round >= study.study.privacy.rounds
-        self._show("done" if last else "waiting", study.study, offer.round)
+        released = any(isinstance(e, ModelReleased) and e.study == offer.study for e in events)
+        if released:
+            self.ledger.release_rest(offer.study)  # rounds that were never asked for go back to the budget
+        self._show("done" if released else "waiting", study.study, offer.round)
         return Cosignature(line=line)
 
     def open(self, digest: str) -> "OpenStudy":

@@ -69,8 +69,12 @@ class Demo:
             scenario = Scenario(folder=self.folder, children=children, plan=plan, seed=seed)
             workers = Workers(folder=self.folder, children=children, plan=plan, quick=self.options.quick)
             self._train(scenario, workers, screen)
+            # The reviewer checks the trail while another process loads the release.
+            workers.start("released", "released", "--data", self.folder.data, "--release", self.folder.release)
+            with self._phase(screen, "check the audit trail as the reviewer"):
+                reviewed = report.review(scenario)
             scores = self._score(workers, screen)
-            results = self._report(scenario, scores, memory, screen)
+            results = self._report(reviewed, scores, memory)
         self.folder.results.write_text(results.to_json(), encoding="utf-8")
         if self.options.record:
             recorded.save([row for row in results.rows if row.arm in report.OTHERS and row.source == "live"])
@@ -102,7 +106,6 @@ class Demo:
         data, seed = self.folder.data, str(self.options.seed)
         found: dict[str, Any] = {}
         with self._phase(screen, "score the release, loaded with stock PEFT"):
-            workers.start("released", "released", "--data", data, "--release", self.folder.release)
             found |= workers.collect("released", screen)
             if not self._light:
                 workers.start("baselines", "baselines", "--data", data)
@@ -114,9 +117,9 @@ class Demo:
                     found |= workers.collect(arm, screen)
         return found
 
-    def _report(self, scenario: Scenario, scores: dict[str, Any], memory: PeakMemory, screen: Screen) -> Results:
-        with self._phase(screen, "check the audit trail as the reviewer"):
-            audit, hospitals, privacy = report.review(scenario, scores.get("hospitals", {}))
+    def _report(self, reviewed: report.Reviewed, scores: dict[str, Any], memory: PeakMemory) -> Results:
+        audit, without, privacy = reviewed
+        hospitals = report.with_accuracies(without, scores.get("hospitals", {}))
         data, options = load(self.folder.data), self.options
         return Results(
             title=options.plan.title,

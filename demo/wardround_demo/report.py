@@ -61,7 +61,16 @@ def rows(data: Dataset, scores: Mapping[str, Any], *, seed: int, command: str) -
     )
 
 
-def review(scenario: Scenario, accuracies: Mapping[str, float]) -> tuple[Audit, tuple[Hospital, ...], Privacy]:
+Reviewed = tuple[Audit, tuple[Hospital, ...], Privacy]
+"""What the reviewer found."""
+
+
+def with_accuracies(hospitals: Sequence[Hospital], accuracies: Mapping[str, float]) -> tuple[Hospital, ...]:
+    """Return `hospitals` with the federated model's accuracy for each."""
+    return tuple(h.model_copy(update={"accuracy": accuracies.get(h.name)}) for h in hospitals)
+
+
+def review(scenario: Scenario) -> Reviewed:
     """Check the audit trail as the reviewer, and compare its ε with each hospital's ledger.
 
     Raises:
@@ -76,7 +85,7 @@ def review(scenario: Scenario, accuracies: Mapping[str, float]) -> tuple[Audit, 
     hospitals = tuple(
         Hospital(
             name=name,
-            accuracy=accuracies.get(name),
+            accuracy=None,  # its test scores are computed meanwhile
             epsilon_ledger=ledger,
             epsilon_audit=prices[name].epsilon if name in prices else None,
             agree=name in prices and agrees(ledger, prices[name].epsilon),

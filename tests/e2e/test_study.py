@@ -1,5 +1,6 @@
 """A whole study over real processes, and what kills, Ctrl-C and full disks leave behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -162,14 +163,9 @@ def test_a_full_disk_under_the_audit_log_stops_the_study_and_loses_nothing(fed: 
     try:
         fed.start("server")
         filler = fed.audit / "filler"
-        with filler.open("wb") as file:  # leave no room for another round
-            for size in (4096, 512, 1):
-                try:
-                    while True:
-                        file.write(b"x" * size)
-                        file.flush()
-                except OSError:
-                    continue
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # leave no room for another round
+            while True:
+                file.write(b"x" * 4096)
         for site in fed.sites:
             fed.start(site)
         process = fed.processes.pop("server")

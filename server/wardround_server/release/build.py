@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wardround_common.adapter import AdapterLayout, decode_tensors, encode_tensors, initial_tensors, peft_config
-from wardround_common.errors import StorageError
+from wardround_common.errors import BudgetError, StorageError
 from wardround_common.privacy.accountant import Price, every_site_price, plan_price
 from wardround_common.signing import Envelope
 from wardround_common.study import Study
@@ -111,10 +111,16 @@ def _card(inputs: ReleaseInputs, spent: Price) -> bytes:
     return text.encode() + b"\n"
 
 
-def _every_site(inputs: ReleaseInputs) -> Price:
+def _every_site(inputs: ReleaseInputs) -> Price | None:
+    """Return the worst case for a unit that is at every site; None where no meaningful ε is left."""
     study = inputs.study
     records = [study.mechanism(study.cohort.members[0].name, round_) for round_ in range(1, inputs.rounds_run + 1)]
-    return every_site_price(records, study.privacy.delta, sites=len(study.cohort.members))
+    try:
+        return every_site_price(records, study.privacy.delta, sites=len(study.cohort.members))
+    except BudgetError as error:
+        if error.code != "epsilon-not-meaningful":
+            raise
+        return None
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:

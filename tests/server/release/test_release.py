@@ -80,6 +80,14 @@ def test_card_says_epsilon_with_delta_unit_adjacency_and_accountant(bench: Bench
     assert "somebody with several records" in card  # unit record is not unit patient
 
 
+def test_card_says_when_somebody_at_every_site_is_not_protected(bench: Bench, tmp_path: Path):
+    """Three times a large ε has no meaningful price; that is a fact for the card, not a failure."""
+    privacy = bench.study.privacy.model_copy(update={"noise_multiplier": 0.25, "epsilon": 90.0, "sample_rate": 0.2})
+    study = bench.study.model_copy(update={"privacy": privacy})
+    build_release(tmp_path / "r", bench.inputs(study=study, envelope=cosigned(bench.cast, study), rounds_run=6))
+    assert "ε above 100: not protected" in (tmp_path / "r" / CARD).read_text()
+
+
 def test_failed_rounds_are_paid_for_too(bench: Bench, tmp_path: Path):
     build_release(tmp_path / "r", bench.inputs(rounds_run=5))
     statement = check_release(tmp_path / "r", bench.operator)
