@@ -11,6 +11,7 @@ Ctrl-C, with no process left.
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,19 @@ from wardround_demo.settings import ModelName, plan_for
 from wardround_demo.table import render
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without `--out`: a recorded row is published, and folders are nobody's business."""
+    kept = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument == "--out":
+            kept[place : place + 2] = []
+            break
+        if argument.startswith("--out="):
+            kept.remove(argument)
+            break
+    return kept
 
 
 @app.command()
@@ -77,7 +91,7 @@ def _options(*, quick: bool, seed: int, model: str, all_arms: bool, record: bool
         raise DemoError("demo-record-needs-arms", "--record has nothing to record", next_step="add --all-arms")
     name: ModelName = "smollm2" if model == "smollm2" else "minilm"
     plan = plan_for(name, quick=quick, rates=tuned.rates("federated") if name == "minilm" and not quick else None)
-    command = shlex.join(["./run", "demo", *sys.argv[1:]])
+    command = shlex.join(["./run", "demo", *_without_out(sys.argv[1:])])
     return Options(plan=plan, quick=quick, seed=seed, all_arms=all_arms, record=record, command=command)
 
 
