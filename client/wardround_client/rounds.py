@@ -17,13 +17,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from wardround_common.envelope.update import seal_update, update_info
 
 from wardround_client.agreed import Agreed
 from wardround_client.gate import Gate
 from wardround_client.ledger import Ledger
 from wardround_client.vault import Vault
 from wardround_common.adapter import TensorSpec, decode_tensors, encode_tensors
+from wardround_common.envelope.update import seal_update, update_info
 from wardround_common.privacy.mechanism import MECHANISM_TYPE
 from wardround_common.rounds import UPDATE_HEADER_TYPE, BlobRef, RoundAnswer, RoundPlan, UpdateHeader
 from wardround_common.signing import Envelope, sign_document

@@ -6,11 +6,10 @@ key is made here, one for each study, and stays in the study's folder.
 
 from pathlib import Path
 
-from wardround_common.envelope.update import new_update_key
-
 from wardround_common.adapter import adapter_layout, initial_digest
 from wardround_common.config import load_yaml
 from wardround_common.documents import sha256_digest
+from wardround_common.envelope.update import new_update_key
 from wardround_common.models import locate_model, model_digest, weight_shapes
 from wardround_common.privacy.accountant import calibrate, check_claim
 from wardround_common.signing import sign_document

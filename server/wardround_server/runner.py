@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from wardround_common.envelope.update import load_update_key, open_update, update_info
 
 from wardround_common.adapter import adapter_layout, initial_digest, initial_tensors
 from wardround_common.audit.events import ModelReleased
+from wardround_common.envelope.update import load_update_key, open_update, update_info
 from wardround_common.errors import VerificationError, WardroundError
 from wardround_common.identity.keys import node_id
 from wardround_common.logging import get_logger
