@@ -57,7 +57,7 @@ def demo(
 ) -> int:
     """Three hospitals fine-tune one model together; at the end, one table.
 
-    Example: ./run demo --quick --out /tmp/wardround
+    Example: ./run demo --quick --out demo-quick
     """
     options = _options(quick=quick, seed=seed, model=model, all_arms=all_arms, record=record)
     console = Console(highlight=False)

@@ -46,8 +46,8 @@ FIXED = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
-    "MALLOC_ARENA_MAX": "2",  # glibc's arenas for every thread would cost hundreds of MB in each daemon
-    "MALLOC_MMAP_THRESHOLD_": "33554432",  # bytes; tensors of each step are reused instead of mapped anew
+    "MALLOC_ARENA_MAX": "2",  # fewer heaps per daemon
+    "MALLOC_MMAP_THRESHOLD_": "33554432",  # bytes; fewer page faults per step
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
