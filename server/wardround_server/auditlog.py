@@ -27,8 +27,10 @@ from typing import IO, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround_common.audit.events import Event
+from wardround_common.audit.framing import frame_record
 from wardround_common.audit.note import add_lines, line_name
-from wardround_common.audit.seal import Sealer, open_segment, parse_recipient
+from wardround_common.audit.seal import Sealer
+from wardround_common.audit.segment import parse_recipient, wrap_seed
 from wardround_common.audit.tiles import consistency_proof, inclusion_proof
 from wardround_common.documents import Digest
 from wardround_common.errors import StorageError, VerificationError
@@ -295,10 +297,10 @@ class AuditLog:
         if sealer and young and sealer.count + count <= SEGMENT_ENTRIES:
             return []
         segment, seed = self._random(8), self._random(32)
-        wrap, entry = open_segment(segment, seed, self._recipients, time=int(now))
+        wrap, opened = wrap_seed(seed, self._recipients)
         publish(self._files, {self._folder / "keys" / f"{segment.hex()}.age": wrap})
         self._sealer, self._segment_since = Sealer(segment=segment, seed=seed), now
-        return [entry]
+        return [frame_record(segment, opened, time=int(now))]
 
     def _store_pending(self, pending: Pending) -> None:
         publish(self._files, {self._pending_path: seal_pending(pending, self._key)}, mode=0o600)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from wardround_common.audit.events import ReviewerAdded
 from wardround_common.audit.note import log_key_of
-from wardround_common.audit.seal import parse_recipient
+from wardround_common.audit.segment import parse_recipient
 from wardround_common.documents import first_problem
 from wardround_common.errors import ConfigError
 from wardround_common.files import write_durably

@@ -9,9 +9,9 @@ import pytest
 from peers.auditing import NOW, ORIGIN, SITES, STUDY, Scene, play_round, round_started, started, update_received
 
 from wardround_common.audit.events import StudyCreated
+from wardround_common.audit.framing import RecordEntry, parse_entry
 from wardround_common.audit.note import open_checkpoint, parse_verifier_key
 from wardround_common.audit.reader import LogFolder, read_entries
-from wardround_common.audit.seal import OpenEntry, parse_entry
 from wardround_common.documents import canonical_json
 from wardround_common.errors import ConfigError, ProtocolError, StorageError, VerificationError
 from wardround_common.signing import sign_document
@@ -26,7 +26,7 @@ def scene(tmp_path):
 
 def segments(scene, size):
     entries = [parse_entry(entry) for entry in LogFolder(scene.folder).entries(size)]
-    return [entry for entry in entries if isinstance(entry, OpenEntry)]
+    return [entry for entry in entries if isinstance(entry, RecordEntry)]
 
 
 def test_a_new_log_has_a_signed_empty_checkpoint(scene):
@@ -108,7 +108,7 @@ def test_a_segment_begins_at_start_after_a_day_and_with_other_reviewers(scene):
         log.append([started()])
         size = log.size
     opened = segments(scene, size)
-    assert [len(entry.opened.recipients) for entry in opened] == [1, 1, 2, 1]
+    assert [len(entry.record.recipients) for entry in opened] == [1, 1, 2, 1]
     kinds = [entry.kind for entry in read_entries(LogFolder(scene.folder), other)]
     assert kinds.count("server.start") == 1
     assert kinds.count("sealed") == 5

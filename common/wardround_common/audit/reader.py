@@ -13,7 +13,7 @@ what the folder *says*.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,19 @@ from typing import Any
 import pyrage
 
 from wardround_common.audit.events import Event, Unknown, parse_event
+from wardround_common.audit.framing import (
+    RecordEntry,
+    SealedEntry,
+    Segment,
+    SegmentChain,
+    SegmentOpen,
+    UnknownEntry,
+    parse_entry,
+)
 from wardround_common.audit.note import VerifierKey, open_checkpoint
 from wardround_common.audit.proof import format_proof
-from wardround_common.audit.seal import (
-    MAX_WRAP_BYTES,
-    OpenEntry,
-    SealedEntry,
-    message_keys,
-    open_entry,
-    parse_entry,
-    unwrap_seed,
-)
+from wardround_common.audit.seal import message_keys, open_entry
+from wardround_common.audit.segment import MAX_WRAP_BYTES, unwrap_seed, wrap_name
 from wardround_common.audit.tiles import (
     HASH_BYTES,
     MAX_BUNDLE_BYTES,
@@ -97,9 +99,9 @@ class LogFolder:
             raise ValueError(f"no entry {index} in a log of {size}")
         return next(self.entries(size, index))
 
-    def wrap(self, segment: str) -> bytes | None:
-        """Return a segment's age file, or None when it is missing."""
-        return self.read(f"keys/{segment}.age", MAX_WRAP_BYTES)
+    def wrap(self, name: str) -> bytes | None:
+        """Return the age file `name` (`segment.wrap_name`), or None when it is missing."""
+        return self.read(f"keys/{name}", MAX_WRAP_BYTES)
 
     def proof_text(self, index: int, note: str, log: VerifierKey) -> str:
         """Return the C2SP tlog-proof of one entry against the checkpoint `note`."""
@@ -186,7 +188,7 @@ class LogEntry:
     index: int
     time: int  # seconds since 1970, the server's claim
     segment: str
-    kind: str  # the event's kind; segment.open, unknown, unreadable or sealed (no key for this segment)
+    kind: str  # the event's kind; segment.open/rewrap/shred, unknown, unreadable or sealed (no key for this segment)
     event: Event | Unknown | None = None
     problem: str = ""  # why it is unreadable or sealed
 
@@ -199,16 +201,36 @@ def read_entries(folder: LogFolder, identity: Any) -> Iterator[LogEntry]:
     Raises:
         VerificationError: a file is missing or malformed.
     """
+    size = claimed_size(folder.checkpoint())
+    # A rewrap comes after the segment that it opens; only logs that have one are read twice.
+    rewrapped = any(path.startswith("keys/") and "-" in path for path in folder.inventory()[1])
+    segments = read_segments(folder, size) if rewrapped else {}
     keys: Iterator[bytes] | str = "the log does not begin with a segment.open entry"
-    for index, data in enumerate(folder.entries(claimed_size(folder.checkpoint()))):
+    for index, data in enumerate(folder.entries(size)):
         entry = parse_entry(data)
-        if isinstance(entry, OpenEntry):
-            keys = _segment_keys(folder, entry, identity)
-            yield LogEntry(index=index, time=entry.time, segment=entry.segment, kind="segment.open")
-        elif isinstance(keys, str):
-            yield _row(index, entry, "sealed", problem=keys)
-        else:
-            yield _decrypt(index, entry, next(keys))
+        if isinstance(entry, SealedEntry):
+            if isinstance(keys, str):
+                yield _row(index, entry, "sealed", problem=keys)
+            else:
+                yield _decrypt(index, entry, next(keys))
+            continue
+        if isinstance(entry, RecordEntry) and isinstance(entry.record, SegmentOpen):
+            known = segments.get(entry.segment)
+            wraps = known.wraps if known else (entry.record.wrap,)
+            keys = _segment_keys(folder, entry.segment, entry.record, wraps, identity)
+        yield _public_row(index, entry)
+
+
+def read_segments(folder: LogFolder, size: int) -> dict[str, Segment]:
+    """Return what the public entries of a log of `size` entries say about its segments, by name, in order.
+
+    Raises:
+        VerificationError: a file is missing or malformed, or an entry is not where it belongs.
+    """
+    chain = SegmentChain()
+    for entry in folder.entries(size):
+        chain.add(entry)
+    return chain.segments
 
 
 def claimed_size(note: str) -> int:
@@ -257,15 +279,26 @@ def altered(why: str) -> VerificationError:
     )
 
 
-def _segment_keys(folder: LogFolder, entry: OpenEntry, identity: Any) -> Iterator[bytes] | str:
+def _segment_keys(
+    folder: LogFolder, segment: str, opened: SegmentOpen, wraps: Sequence[str], identity: Any
+) -> Iterator[bytes] | str:
     """Return the segment's message keys, or why there are none."""
-    try:
-        wrap = folder.wrap(entry.segment)
-        if wrap is None:
-            return "its key file is missing"
-        return message_keys(unwrap_seed(wrap, entry.opened, identity))
-    except VerificationError as error:
-        return str(error)
+    problem = "its key file is missing"
+    for digest in reversed(wraps):
+        try:
+            wrap = folder.wrap(wrap_name(segment, opened, digest))
+            if wrap is not None:
+                return message_keys(unwrap_seed(wrap, opened, identity, digest=digest))
+        except VerificationError as error:
+            problem = str(error)
+    return problem
+
+
+def _public_row(index: int, entry: RecordEntry | UnknownEntry) -> LogEntry:
+    if isinstance(entry, RecordEntry):
+        return LogEntry(index=index, time=entry.time, segment=entry.segment, kind=entry.kind)
+    problem = f"written by a newer version ({entry.kind})"
+    return LogEntry(index=index, time=entry.time, segment=entry.segment, kind="unknown", problem=problem)
 
 
 def _decrypt(index: int, entry: SealedEntry, key: bytes) -> LogEntry:

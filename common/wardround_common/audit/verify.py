@@ -19,9 +19,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from wardround_common.audit.framing import Segment, SegmentChain, SegmentOpen
 from wardround_common.audit.note import Checkpoint, cosigned_times, open_checkpoint
 from wardround_common.audit.reader import LogFolder, altered
-from wardround_common.audit.seal import SegmentChain, key_file_altered, parse_entry
+from wardround_common.audit.segment import key_file_altered, wrap_name
 from wardround_common.audit.tiles import (
     EMPTY_ROOT,
     HASH_BYTES,
@@ -202,11 +203,14 @@ def derive(
         entries = folder.bundle(name)
         stored.compare_bundle(name, entries)
         for entry in entries:
-            chain.add(parse_entry(entry))
-            for tile in edge.add(leaf_hash(entry)):
-                stored.compare(tile)
-            if edge.size in wanted:
-                derived.roots[edge.size] = edge.root()
+            chain.add(entry)
+        hashes = [leaf_hash(entry) for entry in entries]
+        for size in sorted(size for size in wanted if edge.size < size < edge.size + len(hashes)):
+            derived.roots[size] = edge.root_with(hashes[: size - edge.size])
+        for tile in edge.extend(hashes):
+            stored.compare(tile)
+        if edge.size in wanted:
+            derived.roots[edge.size] = edge.root()
         if progress:
             progress(edge.size, head.size)
     for tile in edge.partial_tiles():
@@ -216,7 +220,11 @@ def derive(
     if wraps:
         _check_wraps(folder, chain, stored)
     stored.remark()
-    derived.segments = len(chain.opened)
+    derived.segments = len(chain.segments)
+    if chain.unknown:
+        derived.remarks.append(
+            f"{chain.unknown} entries were written by a newer version: their content is unknown here"
+        )
     return derived
 
 
@@ -224,7 +232,7 @@ class _Stored:
     """The files that are really there, ticked off one by one."""
 
     def __init__(self, folder: LogFolder, derived: Derived) -> None:
-        self._folder, self._derived = folder, derived
+        self._folder, self._derived, self.remarks = folder, derived, derived.remarks
         tiles, self.others = folder.inventory()
         self._widths: dict[tuple[int | None, int], list[int]] = defaultdict(list)
         for name in tiles:
@@ -239,7 +247,11 @@ class _Stored:
         self._compare_widths(name, lambda width: tile.data[: width * HASH_BYTES], TILE_WIDTH * HASH_BYTES)
 
     def compare_bundle(self, name: TileName, entries: list[bytes]) -> None:
-        """Compare every stored width of one bundle with the entries."""
+        """Compare every other stored width of one bundle with the entries, which came from the file of this width."""
+        widths = self._widths.get((name.level, name.index), [])
+        if widths == [name.width]:
+            del self._widths[name.level, name.index]
+            return
         self._compare_widths(name, lambda width: encode_bundle(entries[:width]), MAX_BUNDLE_BYTES)
 
     def _compare_widths(self, name: TileName, expected: Callable[[int], bytes], limit: int) -> None:
@@ -267,18 +279,33 @@ class _Stored:
 
 
 def _check_wraps(folder: LogFolder, chain: SegmentChain, stored: _Stored) -> None:
-    for segment, entry in chain.opened.items():
-        wrap = folder.wrap(segment)
-        if wrap is None:
+    for name, segment in chain.segments.items():
+        present = [digest for digest in segment.wraps if _wrap_is_there(folder, name, segment, digest, stored)]
+        if segment.shredded:
+            stored.remarks.append(
+                f"segment {name} was shredded: nobody can read it"
+                if not present
+                else f"segment {name} was shredded, but a key file of it is still here"
+            )
+        elif not present:
             raise VerificationError(
                 "log-key-file-missing",
-                f"keys/{segment}.age is missing: nobody can read that segment",
+                f"keys/{name}.age is missing: nobody can read that segment",
                 next_step="copy the whole audit folder again; if the operator deleted the file, ask why",
             )
-        if sha256_digest(wrap) != entry.opened.wrap:
-            raise key_file_altered(f"keys/{segment}.age is not the file that the segment.open entry names")
-        if f"keys/{segment}.age" in stored.others:
-            stored.others.remove(f"keys/{segment}.age")
+
+
+def _wrap_is_there(folder: LogFolder, name: str, segment: Segment, digest: str, stored: _Stored) -> bool:
+    assert isinstance(segment.opened.record, SegmentOpen)
+    file = wrap_name(name, segment.opened.record, digest)
+    wrap = folder.wrap(file)
+    if wrap is None:
+        return False
+    if sha256_digest(wrap) != digest:
+        raise key_file_altered(f"keys/{file} is not the file that the log names")
+    if f"keys/{file}" in stored.others:
+        stored.others.remove(f"keys/{file}")
+    return True
 
 
 def _open_cosigned(folder: LogFolder, trust: Trust) -> _Cosigned:

@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
 from wardround_common.audit.events import Event, Unknown, parse_event
+from wardround_common.audit.framing import parse_sealed
 from wardround_common.audit.note import Checkpoint, cosigned_times, open_checkpoint, sign_cosignature
-from wardround_common.audit.seal import open_entry, parse_sealed, unreadable
+from wardround_common.audit.seal import open_entry, unreadable
 from wardround_common.audit.tiles import EMPTY_ROOT, leaf_hash, verify_consistency, verify_inclusion
 from wardround_common.audit.trust import parse_log_key
 from wardround_common.documents import Document

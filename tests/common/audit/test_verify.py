@@ -10,7 +10,7 @@ from peers.disks import FastFiles
 from wardround_common.audit.note import Checkpoint, open_checkpoint, parse_verifier_key, sign_checkpoint
 from wardround_common.audit.proof import open_proof
 from wardround_common.audit.reader import LogFolder, claimed_size, read_entries
-from wardround_common.audit.seal import open_segment
+from wardround_common.audit.segment import wrap_seed
 from wardround_common.audit.tiles import RightEdge, encode_bundle, leaf_hash
 from wardround_common.audit.trust import Trust, load_trust
 from wardround_common.audit.verify import LastSeen, verify_log
@@ -276,7 +276,7 @@ def test_too_few_hospitals(scene):
 def test_a_swapped_wrap_file(scene):
     path = next((scene.folder / "keys").iterdir())
     reviewer = [str(scene.reviewer.to_public())]
-    wrap, _ = open_segment(bytes.fromhex(path.stem), os.urandom(32), reviewer, time=0)
+    wrap, _ = wrap_seed(os.urandom(32), reviewer)
     path.write_bytes(wrap)
     assert code_of(scene.verify()) == "log-key-file-altered"
     path.unlink()
