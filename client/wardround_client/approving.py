@@ -1,29 +1,31 @@
 """Approving a study at one hospital: look, check locally, reserve, sign; nothing leaves before the end.
 
 Rules.
-- The order is: signatures of the proposal, policy, price, base model, data, budget; the first that
-  fails ends it, and its only outcome is that nobody signs. Data are checked here and only here.
+- The order is: signatures of the proposal, policy, price, base model, data, budget; `check` is a dry
+  run that lists every finding, `approve` signs only if all pass, and else the only outcome is that
+  nobody signs. Data are checked here and only here.
 - Approval reserves the whole plan in the ledger before this site's signature leaves.
-- The approval is signed with the responsible person's key, which the daemon does not hold.
+- The approval is signed with the key of a person whom the signed policy names as an approver; the
+  daemon does not hold it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from wardround_client.config import ClientConfig
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.policies import load_policy
 from wardround_client.studies import load_site_texts
 from wardround_common.config import load_yaml
 from wardround_common.documents import sha256_digest
-from wardround_common.errors import VerificationError
+from wardround_common.errors import VerificationError, WardroundError
 from wardround_common.files import write_durably
 from wardround_common.identity.keys import load_identity_key, load_public_key
 from wardround_common.models import locate_model, require_digest
-from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Clause, Policy, require, review
+from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Clause, Policy, require, require_approver, review
 from wardround_common.privacy.accountant import Price, check_claim, plan_price
 from wardround_common.signing import Envelope, public_key_text, sign_document
 from wardround_common.study import Study, open_proposed
@@ -81,29 +83,49 @@ class Approver:
             price=plan_price(study.privacy),
         )
 
-    def check(self, considered: Considered) -> None:
-        """Return if this study can be approved here: policy, price, base model, data.
+    def check(self, considered: Considered) -> tuple[Clause, ...]:
+        """Return every finding: all clauses of the policy, then budget, price, base model and data.
+
+        Nothing is signed, stored or sent.
+        """
+        study, policy = considered.study, considered.policy
+        cap = {"cap_epsilon": policy.lifetime_epsilon, "cap_delta": policy.lifetime_delta}
+        local = (
+            ("policy signed", "the responsible person's signature", lambda: load_policy(self.home)),
+            ("lifetime budget", f"ε = {policy.lifetime_epsilon:g}", lambda: self.ledger.require_room(study, **cap)),
+            ("price of the plan", f"at most ε = {study.privacy.epsilon:g}", lambda: check_claim(study.privacy)),
+            ("base model on this machine", study.model.content[:19] + "…", lambda: self._require_model(study)),
+            ("data of this hospital", "usable", lambda: load_site_texts(self.home, self.config, study, strict=True)),
+        )
+        return (*considered.clauses, *(_finding(name, allowed, test) for name, allowed, test in local))
+
+    def require(self, considered: Considered) -> None:
+        """Return if this study can be approved here: policy and its signature, price, base model, data.
 
         Raises:
             PolicyError, BudgetError, VerificationError, ConfigError, DataError: the first that fails.
         """
         study = considered.study
+        load_policy(self.home)
         require(considered.policy, study)
         check_claim(study.privacy)
+        self._require_model(study)
+        load_site_texts(self.home, self.config, study, strict=True)
+
+    def _require_model(self, study: Study) -> None:
         folder = locate_model(self.config.model.source or study.model.source, offline=self.config.model.offline)
         require_digest(folder, study.model.content)
-        load_site_texts(self.home, self.config, study, strict=True)
 
     def approve(self, considered: Considered, approver_key: Path) -> Envelope:
         """Reserve the plan, sign as the responsible person and as the site, and send the co-signature.
 
         Raises:
-            VerificationError: another person's key than the one recorded at enrolment.
+            VerificationError: the policy names nobody with this key as an approver.
             BudgetError: the lifetime budget does not suffice; nothing was signed.
         """
         study, policy = considered.study, considered.policy
         person = load_identity_key(approver_key)
-        self._require_person(person)
+        require_approver(policy, public_key_text(person.public_key()))
         self.ledger.reserve(study, cap_epsilon=policy.lifetime_epsilon, cap_delta=policy.lifetime_delta)
         approval = Approval(site=self.config.site, study=study.sha256(), policy=policy.sha256())
         signed = sign_document(approval.to_bytes(), POLICY_APPROVAL_TYPE, person)
@@ -115,13 +137,14 @@ class Approver:
         write_durably(self.home.study(study.sha256()), answered.to_bytes())
         return answered
 
-    def _require_person(self, person: Ed25519PrivateKey) -> None:
-        if public_key_text(person.public_key()) != load_public_key(self.home.approver):
-            raise VerificationError(
-                "approver-wrong-key",
-                "this is not the key of the responsible person that was recorded at enrolment",
-                next_step="use the key file that `wardround client enroll --approver-key` made",
-            )
+
+def _finding(name: str, allowed: str, test: Callable[[], object]) -> Clause:
+    """Return a clause from a local test: what it raises is a refusal in the same words."""
+    try:
+        test()
+    except WardroundError as error:
+        return Clause(name=name, asked=error.message, allowed=allowed, passed=False)
+    return Clause(name=name, asked="yes", allowed=allowed, passed=True)
 
 
 def _altered(why: str) -> VerificationError:

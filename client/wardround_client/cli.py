@@ -13,19 +13,17 @@ from typing import Annotated, Any
 
 import typer
 
-from wardround_client.approving import Approver, Considered
+from wardround_client.cli_options import ApproverKey, AsJson, HomeOption
+from wardround_client.cli_policy import policy_app
+from wardround_client.cli_study import approve, check
 from wardround_client.config import load
 from wardround_client.enrolment import enrol
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.site_files import write_site_files
 from wardround_client.status import read_status
-from wardround_client.transport.calls import Calls
-from wardround_client.transport.connection import Connection
-from wardround_common.errors import ConfigError, PolicyError
 from wardround_common.logging import configure_logging
 from wardround_common.output import Output, progress
-from wardround_common.plain_words import explain
 
 client_app = typer.Typer(
     name="client",
@@ -34,14 +32,9 @@ client_app = typer.Typer(
     add_completion=False,
 )
 
-HomeOption = Annotated[Path, typer.Option("--home", help="This hospital's home folder.", metavar="DIR")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
-ApproverKey = Annotated[
-    Path,
-    typer.Option(
-        "--approver-key", help="The responsible person's key file, kept outside the home.", show_default=False
-    ),
-]
+client_app.add_typer(policy_app)
+client_app.command()(check)
+client_app.command()(approve)
 
 
 @client_app.command()
@@ -66,8 +59,9 @@ def enroll(
     out.say(f"enrolled as {done.site}; wrote client.toml and policy.yaml in {home}")
     out.say(f"this site   {done.fingerprint}   (tell the operator and the other members by telephone)")
     out.say(f"operator    {done.operator_fingerprint}   (compare it by telephone)")
-    out.say(f"next: give {approver_key} to the responsible person; edit client.toml and policy.yaml;")
-    out.say("      then: wardround client approve STUDY and wardround client start")
+    out.say(f"next: give {approver_key} to the responsible person; edit client.toml and policy.yaml; then that")
+    out.say("      person runs: wardround client policy sign, and for a study: wardround client check STUDY and")
+    out.say("      wardround client approve STUDY; then wardround client start")
     out.result(
         {
             "site": done.site,
@@ -76,48 +70,6 @@ def enroll(
             "operator_fingerprint": done.operator_fingerprint,
         }
     )
-
-
-@client_app.command()
-def approve(
-    study: Annotated[str, typer.Argument(help="Name or digest of the proposed study.", show_default=False)],
-    approver_key: Annotated[
-        Path | None, typer.Option("--approver-key", help="The responsible person's key file.", show_default=False)
-    ] = None,
-    home: HomeOption = Path(),
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show and check everything, sign nothing.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show a study beside this hospital's policy and budget, check the data locally, and co-sign it.
-
-    Example: wardround client approve icd-titles --home client --approver-key approver.key
-    """
-    out = Output(as_json=as_json)
-    paths, config = Home(home), load(home)
-    connection = Connection.from_home(home, address=config.server, proxy=config.proxy)
-    with Calls(connection) as calls, Ledger.open(paths.ledger) as ledger:
-        approver = Approver(home=paths, config=config, calls=calls, ledger=ledger)
-        considered = approver.consider(study)
-        _show(out, considered, ledger)
-        with progress("checking the base model and this hospital's data"):
-            approver.check(considered)
-        if dry_run:
-            out.say("dry run: everything passes; nothing was signed")
-        else:
-            if approver_key is None:
-                raise ConfigError(
-                    "approver-key-missing",
-                    "a study is approved by the responsible person",
-                    next_step="give that person's key with --approver-key FILE, or look only with --dry-run",
-                )
-            if not yes and not typer.confirm("Approve this study for this hospital?"):
-                raise PolicyError("not-approved", "the study was not approved", next_step="nothing was signed or sent")
-            envelope = approver.approve(considered, approver_key)
-            out.say(
-                f"approved: {len(envelope.signatures) - 1} of {len(considered.study.cohort.members)} members signed"
-            )
-    out.result(_result(considered, signed=not dry_run))
 
 
 @client_app.command()
@@ -170,38 +122,6 @@ def status(
         if not watch:
             return
         time.sleep(1)
-
-
-def _show(out: Output, considered: Considered, ledger: Ledger) -> None:
-    for sentence in explain(considered.study):
-        out.say(f"- {sentence}")
-    price = considered.price
-    out.say(
-        f"This plan costs ε = {price.epsilon:.3f} at δ = {price.delta:g} per {price.unit} at this site "
-        f"({price.adjacency}, {price.accountant})."
-    )
-    cap = {"cap_epsilon": considered.policy.lifetime_epsilon, "cap_delta": considered.policy.lifetime_delta}
-    out.say(
-        f"Lifetime budget of this hospital, ε = {considered.policy.lifetime_epsilon:g} at "
-        f"δ = {considered.policy.lifetime_delta:g}: this plan takes {ledger.share(considered.study, **cap):.0%} of it; "
-        f"{max(0.0, ledger.remaining(**cap).left):.0%} is not reserved now."
-    )
-    out.table(
-        ["", "clause of policy.yaml", "the study asks", "the policy allows"],
-        [["pass" if c.passed else "REFUSE", c.name, c.asked, c.allowed] for c in considered.clauses],
-    )
-
-
-def _result(considered: Considered, *, signed: bool) -> dict[str, Any]:
-    return {
-        "study": considered.study.sha256(),
-        "name": considered.study.name,
-        "signed": signed,
-        "epsilon": considered.price.epsilon,
-        "delta": considered.price.delta,
-        "unit": considered.price.unit,
-        "clauses": [clause.model_dump(mode="json") for clause in considered.clauses],
-    }
 
 
 def _status(home: Home) -> dict[str, Any]:

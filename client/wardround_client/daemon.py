@@ -18,6 +18,7 @@ from wardround_client.config import ClientConfig
 from wardround_client.gate import Gate
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.policies import load_policy
 from wardround_client.renewal import renew_if_due
 from wardround_client.status import StatusBoard
 from wardround_client.studies import SiteStudies
@@ -25,11 +26,9 @@ from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
 from wardround_client.transport.session import Session, SessionState
 from wardround_client.vault import Vault
-from wardround_common.config import load_yaml
 from wardround_common.errors import TransportError, WardroundError
 from wardround_common.identity.keys import load_identity_key, load_public_key
 from wardround_common.logging import get_logger
-from wardround_common.policy import Policy
 from wardround_common.wire.blobstore import FileBlobStore
 
 log = get_logger("client")
@@ -63,7 +62,7 @@ def open_site(home: Home, config: ClientConfig, ledger: Ledger, connection: Conn
     """Return the site's studies with their real collaborators."""
     board = StatusBoard(home.status)
     board.show(phase="starting")
-    gate = Gate(site=config.site, policy=load_yaml(home.policy, Policy), approver=load_public_key(home.approver))
+    gate = Gate(site=config.site, policy=load_policy(home))
     return SiteStudies(
         home=home,
         config=config,

@@ -2,8 +2,9 @@
 
 Rules.
 - A study is admitted only if (1) it is signed by the pinned operator and by every member, this site
-  included; (2) the person whose key the daemon does not hold signed an approval of this study under
-  today's policy file; (3) the policy still passes; (4) the study's claimed ε covers its plan.
+  included; (2) a person whom the policy names as an approver, and whose key the daemon does not hold,
+  signed an approval of this study under today's policy; (3) the policy still passes; (4) the study's
+  claimed ε covers its plan.
 - A plan is admitted only if (5) it is for an admitted study, a round within the approved plan and the
   study's cohort; (6) it starts from the adapter that this site knows: the study's initial one, or the
   result in the last cosigned entry; (7) from the second round on it carries the previous checkpoint with
@@ -20,7 +21,7 @@ from wardround_common.errors import PolicyError, ProtocolError, StorageError, Ve
 from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Policy, require
 from wardround_common.privacy.accountant import check_claim
 from wardround_common.rounds import RoundPlan
-from wardround_common.signing import Envelope, open_envelope, parse_public_key
+from wardround_common.signing import Envelope, fingerprint, open_envelope, parse_public_key
 from wardround_common.study import Study, open_cosigned
 
 
@@ -30,13 +31,11 @@ class Gate:
 
     Args:
         site: this hospital's name.
-        policy: the policy read from this hospital's disk.
-        approver: public key of the responsible person.
+        policy: the policy on this hospital's disk, as the responsible person signed it.
     """
 
     site: str
     policy: Policy
-    approver: str
 
     def admit_study(self, envelope: Envelope, approval: Envelope) -> Study:
         """Return the study behind `envelope` if it may be trained here.
@@ -54,7 +53,7 @@ class Gate:
         return study
 
     def _require_approval(self, study: Study, approval: Envelope) -> None:
-        payload = open_envelope(approval, POLICY_APPROVAL_TYPE, [parse_public_key(self.approver)])
+        payload = open_envelope(approval, POLICY_APPROVAL_TYPE, [parse_public_key(self._approver(approval))])
         approved = Approval.from_bytes(payload)
         if approved.site != self.site or approved.study != study.sha256():
             raise VerificationError(
@@ -68,6 +67,18 @@ class Gate:
                 f"policy.yaml was changed after study {study.name} was approved",
                 next_step="restore the file, or approve again: wardround client approve " + study.name,
             )
+
+    def _approver(self, approval: Envelope) -> str:
+        """Return the key of the policy's approver who claims to have signed."""
+        claimed = {signature.keyid for signature in approval.signatures}
+        for key in self.policy.approvers.values():
+            if fingerprint(key) in claimed:
+                return key
+        raise VerificationError(
+            "approval-not-by-approver",
+            "the approval on file is by nobody whom today's policy names as an approver",
+            next_step="one of approvers in policy.yaml runs: wardround client approve STUDY",
+        )
 
     def admit_plan(self, study: Study, plan: RoundPlan, agreed: Agreed) -> None:
         """Return if `plan` may be trained.

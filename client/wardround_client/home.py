@@ -21,6 +21,11 @@ class Home:
         return self.root / "policy.yaml"
 
     @property
+    def policy_signature(self) -> Path:
+        """The responsible person's signature over the policy."""
+        return self.root / "policy.sig"
+
+    @property
     def keys(self) -> Path:
         """Folder of this site's keys and certificates."""
         return self.root / "keys"

@@ -86,12 +86,18 @@ class Ledger:
         """
         price, cap = plan_price(study.privacy), Cap(epsilon=cap_epsilon, delta=cap_delta)
         with self._store.transaction():
-            known = self._find(study.sha256())
-            if known is None:
-                self._insert(study, price, self._require_room(study, cap))
-            elif known.closed:
-                raise _closed(study.name)
+            order = self._room(study, cap)
+            if order is not None:
+                self._insert(study, price, order)
         return price
+
+    def require_room(self, study: Study, *, cap_epsilon: float, cap_delta: float) -> None:
+        """Return if `reserve` would succeed now; nothing is stored.
+
+        Raises:
+            BudgetError: as `reserve`.
+        """
+        self._room(study, Cap(epsilon=cap_epsilon, delta=cap_delta))
 
     def remaining(self, *, cap_epsilon: float, cap_delta: float) -> Lifetime:
         """Return what all reservations take of a cap, as a fraction.
@@ -212,6 +218,13 @@ class Ledger:
             *(study.sha256(), study.name, mechanism.to_bytes(), rounds, price.delta, price.epsilon),
             int(self._clock()),
         )
+
+    def _room(self, study: Study, cap: Cap) -> int | None:
+        """Return the filter's order for a new reservation, None if the study is reserved already."""
+        known = self._find(study.sha256())
+        if known is not None and known.closed:
+            raise _closed(study.name)
+        return None if known is not None else self._require_room(study, cap)
 
     def _require_room(self, study: Study, cap: Cap) -> int:
         """Return the filter's order if the plan of `study` fits beside all reservations."""

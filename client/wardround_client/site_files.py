@@ -11,6 +11,7 @@ from wardround_client import config as client_config
 from wardround_client.enrolment import Enrolled
 from wardround_client.home import Home
 from wardround_common.files import write_durably
+from wardround_common.identity.keys import load_public_key
 from wardround_common.policy_file import cautious_policy, render_policy
 
 
@@ -23,5 +24,6 @@ def write_site_files(root: Path, enrolled: Enrolled, *, proxy: str | None) -> No
     if not home.policy.exists():
         assert operator.log is not None  # `enrol` accepts only an operator's binding
         members = {enrolled.site: enrolled.identity}
-        policy = cautious_policy(operator=operator.identity, log=operator.log, members=members)
+        approver = load_public_key(home.approver)
+        policy = cautious_policy(operator=operator.identity, log=operator.log, members=members, approver=approver)
         write_durably(home.policy, render_policy(policy).encode())

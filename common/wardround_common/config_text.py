@@ -175,7 +175,8 @@ def _yaml_scalar(value: Any) -> str:
 
 
 def _comment(text: str, indent: str) -> Sequence[str]:
-    lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, _WIDTH) or [""]]
+    wrap = textwrap.TextWrapper(_WIDTH, break_on_hyphens=False).wrap
+    lines = [wrapped for line in text.splitlines() for wrapped in wrap(line) or [""]]
     return [f"{indent}# {line}".rstrip() for line in lines]
 
 

@@ -4,8 +4,10 @@ Rules.
 - `review` compares a study with the policy and returns every clause with its finding; `require`
   raises if one is refused. Both are pure: no file, clock or network.
 - A clause that the study does not touch is still listed, so that a person sees all of them.
-- Nothing in a study or a message can change a policy; it is read from the hospital's disk only.
-Not done here: the lifetime budget (the ledger knows what was spent), signatures.
+- Nothing in a study or a message can change a policy; it is read from the hospital's disk only, and
+  it counts only as the responsible person signed it (`open_policy`).
+Not done here: the lifetime budget (the ledger knows what was spent), approvals (the client's gate),
+training hours (the client's presence).
 """
 
 from typing import Annotated, Literal
@@ -13,10 +15,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wardround_common.documents import Digest, Document, Line, Name
-from wardround_common.errors import PolicyError
+from wardround_common.errors import PolicyError, VerificationError
+from wardround_common.hours import Window
 from wardround_common.privacy.mechanism import Unit
-from wardround_common.signing import PublicKey
+from wardround_common.signing import Envelope, PublicKey, open_envelope, parse_public_key
 from wardround_common.study import AgeRecipient, Study, UpdateProtection
+
+POLICY_TYPE = "application/vnd.wardround.policy+json"
+"""DSSE payload type of a signed `Policy`."""
+
+ANY_PURPOSE = "any"
+"""In `datasets`: this data set may be used for every purpose."""
 
 POLICY_APPROVAL_TYPE = "application/vnd.wardround.approval+json"
 """DSSE payload type of an `Approval`."""
@@ -77,6 +86,9 @@ class Policy(Document):
     min_colluders: Annotated[
         int, Field(ge=0, description="The study must withstand at least so many members that collude with the server.")
     ]
+    min_witness_quorum: Annotated[
+        int, Field(ge=1, description="At least so many hospitals must cosign the audit trail before the next round.")
+    ]
     let_server_see_single_updates: Annotated[
         bool,
         Field(
@@ -91,12 +103,37 @@ class Policy(Document):
         tuple[Literal["classification", "instruction"], ...], Field(description="Kinds of task that may be trained.")
     ]
     datasets: Annotated[
-        tuple[Name, ...],
-        Field(description="Data sets, by their names in client.toml, that may be used; empty: none."),
+        dict[Name, tuple[Line, ...]],
+        Field(
+            description="Data sets, by their names in client.toml, that may be used, each with the purposes that it "
+            "may be used for, word for word as studies state them; any allows all. Empty: none.",
+            examples=[{"notes": ("any",)}],
+        ),
+    ]
+    evaluations: Annotated[
+        tuple[Line, ...],
+        Field(description="Evaluations that a study may have: none, or public:NAME for a public test set."),
     ]
     max_rank: Annotated[int, Field(ge=1, description="Largest rank of an adapter: bounds what can be memorised.")]
+    target_modules: Annotated[
+        tuple[Line, ...], Field(description="Linear layers that may get an adapter, by the ends of their names.")
+    ]
     max_rounds: Annotated[int, Field(ge=1, description="Most rounds of one study, spare attempts included.")]
     max_hours: Annotated[float, Field(gt=0, description="Longest duration of one study, in hours.")]
+    training_hours: Annotated[
+        tuple[Window, ...],
+        Field(
+            description='When this hospital takes part, in this machine\'s local time, such as ["mon-fri 19:00-06:00", '
+            '"sat-sun 00:00-24:00"]; empty: always. Outside, the client says goodbye and comes back by itself.',
+        ),
+    ] = ()
+    approvers: Annotated[
+        dict[Name, PublicKey],
+        Field(
+            description="Who may approve studies for this hospital: name and public key (wardround client keygen).",
+            examples=[{"chief-physician": "ed25519:…"}],
+        ),
+    ]
     pins: Annotated[Pins, Field(description="Keys that were compared out of band. Whoever is not here is refused.")]
 
 
@@ -118,6 +155,44 @@ class Approval(Document):
     policy: Digest
 
 
+def open_policy(envelope: Envelope, written: Policy, signer: str) -> Policy:
+    """Return `written`, what policy.yaml says now, if `signer` (an `ed25519:` key) signed exactly that.
+
+    Raises:
+        PolicyError: the file says something else than what was signed.
+        VerificationError: not signed by `signer`.
+    """
+    payload = open_envelope(envelope, POLICY_TYPE, [parse_public_key(signer)])
+    if payload != written.to_bytes():
+        raise policy_not_signed("policy.yaml was changed after the responsible person signed it")
+    return written
+
+
+def policy_not_signed(why: str) -> PolicyError:
+    """Return the error for a policy that the responsible person has not signed as it stands."""
+    return PolicyError(
+        "policy-not-signed",
+        why,
+        next_step="the responsible person reads it and runs: wardround client policy sign --approver-key FILE",
+    )
+
+
+def require_approver(policy: Policy, key: str) -> str:
+    """Return the name of the approver whose public key is `key`.
+
+    Raises:
+        VerificationError: the policy names no such approver.
+    """
+    for name, known in policy.approvers.items():
+        if known == key:
+            return name
+    raise VerificationError(
+        "approver-wrong-key",
+        "the policy names nobody with this key as an approver",
+        next_step="use the key of a person in approvers of policy.yaml; adding one needs the policy signed again",
+    )
+
+
 def review(policy: Policy, study: Study) -> tuple[Clause, ...]:
     """Return every clause of `policy` with its finding for `study`, in the order of the file."""
     return (*_privacy_clauses(policy, study), *_cohort_clauses(policy, study), *_model_clauses(policy, study))
@@ -136,7 +211,7 @@ def require(policy: Policy, study: Study) -> None:
         raise PolicyError(
             "policy-refused",
             f"policy refuses study {study.name}: {first.name} is {first.asked}, allowed {first.allowed}{more}",
-            next_step="see all clauses with: wardround client approve --dry-run",
+            next_step="see all clauses with: wardround client check STUDY",
         )
 
 
@@ -158,6 +233,7 @@ def _cohort_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
     return (
         _at_least("minimum cohort", cohort.min_cohort, policy.min_cohort),
         _at_least("colluders withstood", cohort.colluders, policy.min_colluders),
+        _at_least("witness quorum", cohort.witness_quorum, policy.min_witness_quorum),
         Clause(
             name="protection of updates",
             asked=study.protection.value,
@@ -174,10 +250,21 @@ def _cohort_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
 def _model_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
     return (
         _one_of("task", study.task.kind, policy.tasks),
-        _one_of("data set", study.task.dataset, policy.datasets),
+        _one_of("data set", study.task.dataset, tuple(policy.datasets)),
+        _purpose(policy, study),
+        _one_of("evaluation", study.evaluation, policy.evaluations),
         _one_of("base model", study.model.content, policy.models),
         _at_most("adapter rank", study.adapter.rank, policy.max_rank),
+        _all_of("target modules", study.adapter.target_modules, policy.target_modules),
     )
+
+
+def _purpose(policy: Policy, study: Study) -> Clause:
+    allowed = policy.datasets.get(study.task.dataset)
+    # A data set that is not allowed at all is refused by its own clause, once.
+    passed = allowed is None or study.purpose in allowed or ANY_PURPOSE in allowed
+    shown = ", ".join(allowed or ()) or "none"
+    return Clause(name="purpose of the data", asked=study.purpose, allowed=shown, passed=passed)
 
 
 def _at_most(name: str, asked: float, limit: float) -> Clause:
@@ -190,6 +277,12 @@ def _at_least(name: str, asked: float, limit: float) -> Clause:
 
 def _one_of(name: str, asked: str, allowed: tuple[str, ...]) -> Clause:
     return Clause(name=name, asked=asked, allowed=", ".join(allowed) or "none", passed=asked in allowed)
+
+
+def _all_of(name: str, asked: tuple[str, ...], allowed: tuple[str, ...]) -> Clause:
+    strangers = [item for item in asked if item not in allowed]
+    shown = ", ".join(asked) if not strangers else "not allowed: " + ", ".join(strangers)
+    return Clause(name=name, asked=shown, allowed=", ".join(allowed) or "none", passed=not strangers)
 
 
 def _pinned(name: str, asked: dict[str, str], pinned: dict[str, str]) -> Clause:

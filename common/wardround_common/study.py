@@ -41,7 +41,32 @@ MAX_RANK = 256
 MAX_TOKENS = 8_192
 """Bounds a hospital's memory per record."""
 
-PositiveFloat = Annotated[float, Field(gt=0)]
+MAX_TARGETS = 64
+"""No transformer block has so many kinds of linear layers; with MAX_LAYERS it bounds the number of tensors."""
+
+MAX_LAYERS = 256
+"""Deeper than any model that one hospital's GPU holds."""
+
+MAX_PARAMETERS = 1 << 30
+"""As float32 this is the largest blob that crosses the wire (4 GiB): bounds the update vector's length."""
+
+MAX_STEPS = 10_000
+"""Steps between two exchanges; more would keep a hospital's GPU for days without a word."""
+
+MAX_RECORDS_PER_UNIT = 10_000
+"""Bounds what one patient costs in a step; the longest hospital stays have some thousand notes."""
+
+MAX_REAL = 2.0**41
+"""Beyond any sensible rate, norm or public size (at most 2^40); keeps products finite in float64."""
+
+MAX_REVIEWERS = 32
+"""Each entry's keys are wrapped for every reviewer; a board of 32 is a large one."""
+
+MAX_KEY_TEXT = 4_096
+"""Characters of a key as text; X-Wing public keys have 1,624."""
+
+PositiveFloat = Annotated[float, Field(gt=0, le=MAX_REAL)]
+Layer = Annotated[int, Field(ge=0, lt=MAX_LAYERS)]
 AgeRecipient = Annotated[str, StringConstraints(pattern=r"^age1[a-z0-9]{20,4000}$")]
 
 
@@ -74,8 +99,8 @@ class Server(Document):
 
     name: Name
     identity: PublicKey  # signs the study and its releases
-    log: Annotated[str, StringConstraints(pattern=r"^[^\s+]+\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+$")]  # C2SP verifier key
-    update_key: Annotated[Base64, Field(max_length=4096)]  # HPKE X-Wing public key that updates are sealed to
+    log: Annotated[str, StringConstraints(pattern=r"^[^\s+]+\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+$", max_length=300)]  # C2SP
+    update_key: Annotated[Base64, Field(max_length=MAX_KEY_TEXT)]  # HPKE X-Wing public key that updates are sealed to
 
 
 class Task(Document):
@@ -112,11 +137,11 @@ class Adapter(Document):
     kind: Literal["ffa-lora", "lora"]  # ffa-lora: A frozen (Sun et al., 2024, arXiv 2403.12313)
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
     alpha: PositiveFloat  # scaling is alpha / rank
-    target_modules: Annotated[tuple[Line, ...], Field(min_length=1, max_length=64)]  # suffixes of linear layers' names
-    layers: Annotated[tuple[int, ...], Field(min_length=1, max_length=256)]  # indices of the layers that get an adapter
+    target_modules: Annotated[tuple[Line, ...], Field(min_length=1, max_length=MAX_TARGETS)]  # ends of layers' names
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=MAX_LAYERS)]  # those that get an adapter
     seed: Annotated[int, Field(ge=0, lt=2**63)]  # fixes A and the head's first values (public)
     initial: Digest  # digest of the initial trainable tensors and the frozen A (docs/spec/adapter.md)
-    parameters: Annotated[int, Field(ge=1, le=1 << 31)]  # number of trained values, the update's length
+    parameters: Annotated[int, Field(ge=1, le=MAX_PARAMETERS)]  # number of trained values, the update's length
 
 
 class Privacy(Document):
@@ -130,11 +155,11 @@ class Privacy(Document):
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     noise_multiplier: PositiveFloat
     clip_norm: PositiveFloat
-    steps_per_round: Annotated[int, Field(ge=1, le=10_000)]
+    steps_per_round: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)]
     spare_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0  # signed, reserved extra attempts
     divisor: PositiveFloat  # units; the noisy sum is divided by it: sample_rate x a public nominal cohort size
-    records_per_unit: Annotated[int, Field(ge=1, le=10_000)] = 1
+    records_per_unit: Annotated[int, Field(ge=1, le=MAX_RECORDS_PER_UNIT)] = 1
 
 
 class Optimiser(Document):
@@ -150,9 +175,9 @@ class Cohort(Document):
     """Who takes part and how many must."""
 
     members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
-    colluders: Annotated[int, Field(ge=0)]  # c: so many members may collude with the server
-    min_cohort: Annotated[int, Field(ge=2)]  # a round with fewer answers is not released
-    witness_quorum: Annotated[int, Field(ge=1)]  # k: cosignatures that a checkpoint needs before the next round
+    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)]  # c: so many members may collude with the server
+    min_cohort: Annotated[int, Field(ge=2, le=MAX_MEMBERS)]  # a round with fewer answers is not released
+    witness_quorum: Annotated[int, Field(ge=1, le=MAX_MEMBERS)]  # k: cosignatures before the next round
 
     @model_validator(mode="after")
     def _thresholds_hold(self) -> Self:
@@ -183,7 +208,7 @@ class Study(Document):
     purpose: Line
     server: Server
     cohort: Cohort
-    reviewers: Annotated[tuple[Reviewer, ...], Field(min_length=1, max_length=32)]
+    reviewers: Annotated[tuple[Reviewer, ...], Field(min_length=1, max_length=MAX_REVIEWERS)]
     task: Task
     model: Model
     adapter: Adapter
@@ -191,7 +216,7 @@ class Study(Document):
     optimiser: Optimiser
     protection: UpdateProtection
     evaluation: Annotated[str, StringConstraints(pattern=r"^(none|public:[a-z0-9][a-z0-9-]{0,47})$")] = "none"
-    released_round: Annotated[int, Field(ge=1)]  # fixed beforehand, never chosen by looking at results
+    released_round: Annotated[int, Field(ge=1, le=MAX_ROUNDS)]  # fixed beforehand, never chosen by looking at results
     timing: Timing = Timing()
 
     @model_validator(mode="after")

@@ -21,12 +21,17 @@ from wardround_common.documents import Document, Line, Name, first_problem
 from wardround_common.errors import ConfigError
 from wardround_common.privacy.mechanism import Adjacency, Unit
 from wardround_common.study import (
+    MAX_LAYERS,
     MAX_MEMBERS,
     MAX_RANK,
+    MAX_RECORDS_PER_UNIT,
     MAX_ROUNDS,
+    MAX_STEPS,
+    MAX_TARGETS,
     MAX_TOKENS,
     Adapter,
     Cohort,
+    Layer,
     Member,
     Model,
     Optimiser,
@@ -94,10 +99,11 @@ class AdapterFile(Document):
     alpha: Annotated[float, Field(gt=0, description="Scaling of the adapter is alpha / rank.")]
     target_modules: Annotated[
         tuple[Line, ...],
-        Field(min_length=1, max_length=64, description="Names of the linear layers that get an adapter."),
+        Field(min_length=1, max_length=MAX_TARGETS, description="Names of the linear layers that get an adapter."),
     ]
     layers: Annotated[
-        tuple[int, ...], Field(min_length=1, max_length=256, description="Indices of the transformer layers, from 0.")
+        tuple[Layer, ...],
+        Field(min_length=1, max_length=MAX_LAYERS, description="Indices of the transformer layers, from 0."),
     ]
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Public seed of the first values.")]
 
@@ -122,7 +128,7 @@ class PrivacyFile(Document):
         Field(description="Noise standard deviation / clip_norm. Unset: calibrated from epsilon.", examples=[0.8]),
     ] = None
     clip_norm: Annotated[float, Field(gt=0, description="L2 bound of one unit's gradient.")]
-    steps_per_round: Annotated[int, Field(ge=1, le=10_000, description="Noisy steps between two exchanges.")]
+    steps_per_round: Annotated[int, Field(ge=1, le=MAX_STEPS, description="Noisy steps between two exchanges.")]
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS, description="Rounds of the plan.")]
     spare_rounds: Annotated[
         int,
@@ -139,7 +145,11 @@ class PrivacyFile(Document):
     ]
     records_per_unit: Annotated[
         int,
-        Field(ge=1, le=10_000, description="At most so many records of one unit in a step; 1 if the unit is a record."),
+        Field(
+            ge=1,
+            le=MAX_RECORDS_PER_UNIT,
+            description="At most so many records of one unit in a step; 1 if the unit is a record.",
+        ),
     ] = 1
 
 

@@ -30,7 +30,7 @@ from wardround_common.config import load_yaml
 from wardround_common.config_text import render_yaml
 from wardround_common.files import write_durably
 from wardround_common.models import locate_model, model_digest
-from wardround_common.policy import Policy
+from wardround_common.policy import ANY_PURPOSE, Policy
 from wardround_common.policy_file import render_policy
 from wardround_common.study_file import StudyFile, render_study_file
 from wardround_demo.chapters import HOSPITALS
@@ -167,10 +167,15 @@ class Scenario:
             "let_server_see_single_updates": True,
             "models": (model,),
             "tasks": (self.plan.form,),
-            "datasets": (DATASET_NAME,),
+            "datasets": {DATASET_NAME: (ANY_PURPOSE,)},
             "pins": pins,
         }
         write_durably(path, render_policy(Policy.model_validate({**dict(policy), **changed})).encode())
+        self._json(
+            f"{name}-commands",
+            *("client", "policy", "sign", "--home", self.folder.hospital(name)),
+            *("--approver-key", self.folder.approver(name)),
+        )
 
     def _edit_client(self, name: str) -> None:
         """Say where this hospital's texts lie, and share the machine's cores fairly."""

@@ -40,10 +40,14 @@ class Bench:
             let_server_see_single_updates=True,
             models=(self.study.model.content,),
             tasks=("classification",),
-            datasets=("notes",),
+            min_witness_quorum=3,
+            datasets={"notes": ("any",)},
+            evaluations=("none",),
             max_rank=8,
+            target_modules=self.study.adapter.target_modules,
             max_rounds=100,
             max_hours=48.0,
+            approvers={"head": public_key_text(self.person.public_key())},
             pins=Pins(
                 operator=public_key_text(self.cast.operator.public_key()),
                 log=self.log,
@@ -51,7 +55,7 @@ class Bench:
                 reviewers={"board": REVIEWER},
             ),
         )
-        self.gate = Gate(site=SITE, policy=self.policy, approver=public_key_text(self.person.public_key()))
+        self.gate = Gate(site=SITE, policy=self.policy)
 
     def approval(self, approved: Study | None = None, /, **changes: str) -> Envelope:
         fields = {"site": SITE, "study": (approved or self.study).sha256(), "policy": self.policy.sha256(), **changes}
@@ -112,8 +116,18 @@ def test_study_without_every_signature_is_refused(bench: Bench, forge):
 def test_approval_by_somebody_else_is_refused(bench: Bench):
     approval = Approval(site=SITE, study=bench.study.sha256(), policy=bench.policy.sha256())
     forged = sign_document(approval.to_bytes(), POLICY_APPROVAL_TYPE, bench.cast.members[SITE])
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError) as caught:
         bench.gate.admit_study(cosigned(bench.cast, bench.study), forged)
+    assert caught.value.code == "approval-not-by-approver"
+
+
+def test_approval_that_claims_an_approvers_key_but_is_not_by_it_is_refused(bench: Bench):
+    genuine = bench.approval()
+    forged = sign_document(genuine.payload_bytes(), POLICY_APPROVAL_TYPE, bench.cast.members[SITE])
+    claimed = forged.signatures[0].model_copy(update={"keyid": genuine.signatures[0].keyid})
+    with pytest.raises(VerificationError) as caught:
+        bench.gate.admit_study(cosigned(bench.cast, bench.study), forged.model_copy(update={"signatures": (claimed,)}))
+    assert caught.value.code == "signature-invalid"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,7 @@ def test_approval_of_something_else_is_refused(bench: Bench, changes: dict[str, 
 
 def test_policy_is_asked_again_at_every_opening(bench: Bench):
     strict = bench.policy.model_copy(update={"max_epsilon": 1.0})
-    gate = Gate(site=SITE, policy=strict, approver=bench.gate.approver)
+    gate = Gate(site=SITE, policy=strict)
     with pytest.raises(PolicyError) as caught:
         gate.admit_study(cosigned(bench.cast, bench.study), bench.approval(policy=strict.sha256()))
     assert caught.value.code == "policy-refused"

@@ -34,7 +34,7 @@ SERVER = server.ServerConfig(name="operator", address="h.example:8443")
 FULL_SERVER = server.ServerConfig(
     name="operator", address="10.0.0.1:1", listen="0.0.0.0:8443", reviewers={"board": REVIEWER}, invite_hours=1
 )
-POLICY = cautious_policy(operator=KEY, log="log+01020304+AQ==", members={"general": KEY})
+POLICY = cautious_policy(operator=KEY, log="log+01020304+AQ==", members={"general": KEY}, approver=KEY)
 STUDY = template_study(name="demo", members=("a", "no", "true"), model="minilm")
 
 

@@ -3,15 +3,17 @@
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peers.studies import REVIEWER, Cast, make_study
 
-from wardround_common.errors import PolicyError
-from wardround_common.policy import Pins, Policy, require, review
-from wardround_common.signing import public_key_text
+from wardround_common.errors import PolicyError, VerificationError
+from wardround_common.policy import POLICY_TYPE, Pins, Policy, open_policy, require, require_approver, review
+from wardround_common.signing import public_key_text, sign_document
 from wardround_common.study import Study
 
 CAST = Cast()
 STUDY = make_study(CAST)
+PERSON = Ed25519PrivateKey.generate()
 OTHER_KEY = public_key_text(Cast().operator.public_key())
 OTHER_REVIEWER = REVIEWER.replace("ql3", "qqq")
 
@@ -33,13 +35,17 @@ def make_policy(**changes: Any) -> Policy:
         "min_noise_multiplier": 1.0,
         "min_cohort": 3,
         "min_colluders": 1,
+        "min_witness_quorum": 3,
         "let_server_see_single_updates": True,
         "models": (STUDY.model.content,),
         "tasks": ("classification",),
-        "datasets": ("notes",),
+        "datasets": {"notes": (STUDY.purpose,)},
+        "evaluations": ("none",),
         "max_rank": 2,
+        "target_modules": STUDY.adapter.target_modules,
         "max_rounds": 3,
         "max_hours": 24.0,
+        "approvers": {"head": public_key_text(PERSON.public_key())},
     }
     pins.update({key: value for key, value in changes.items() if key in pins})
     fields.update({key: value for key, value in changes.items() if key in fields})
@@ -69,7 +75,13 @@ VIOLATIONS: list[tuple[str, dict[str, Any]]] = [
     ("reviewers", {"reviewers": {"board": OTHER_REVIEWER}}),
     ("task", {"tasks": ("instruction",)}),
     ("task", {"tasks": ()}),
-    ("data set", {"datasets": ()}),
+    ("witness quorum", {"min_witness_quorum": 4}),
+    ("data set", {"datasets": {}}),
+    ("purpose of the data", {"datasets": {"notes": ()}}),
+    ("purpose of the data", {"datasets": {"notes": (STUDY.purpose + " and more",), "other": ("any",)}}),
+    ("evaluation", {"evaluations": ()}),
+    ("evaluation", {"evaluations": ("public:icd",)}),
+    ("target modules", {"target_modules": STUDY.adapter.target_modules[1:]}),
     ("base model", {"models": ()}),
     ("adapter rank", {"max_rank": 1}),
 ]
@@ -94,10 +106,10 @@ def test_every_clause_has_a_violation_above() -> None:
 
 
 def test_every_field_of_the_policy_has_a_violation_above() -> None:
-    """Lifetime fields belong to the ledger; all others are clauses."""
+    """Lifetime fields belong to the ledger, hours to presence, approvers to the gate; all others are clauses."""
     tried = {key for _, changes in VIOLATIONS for key in changes}
     fields = (set(Policy.model_fields) | set(Pins.model_fields)) - {"format", "pins"}
-    assert fields - tried == {"lifetime_epsilon", "lifetime_delta"}
+    assert fields - tried == {"lifetime_epsilon", "lifetime_delta", "training_hours", "approvers"}
 
 
 def test_spare_attempts_count_as_rounds() -> None:
@@ -109,7 +121,7 @@ def test_spare_attempts_count_as_rounds() -> None:
 
 def test_the_first_refusal_is_named_and_the_rest_counted() -> None:
     with pytest.raises(PolicyError, match=r"delta .* \(and 1 more\)"):
-        require(make_policy(max_delta=1e-6, datasets=()), STUDY)
+        require(make_policy(max_delta=1e-6, datasets={}), STUDY)
 
 
 def test_findings_do_not_depend_on_the_outcome() -> None:
@@ -122,3 +134,32 @@ def test_findings_do_not_depend_on_the_outcome() -> None:
 def test_a_policy_round_trips() -> None:
     policy = make_policy()
     assert Policy.from_bytes(policy.to_bytes()) == policy
+
+
+def test_a_data_set_for_any_purpose_passes() -> None:
+    require(make_policy(datasets={"notes": ("any",)}), STUDY)
+
+
+def test_a_policy_counts_as_its_owner_signed_it() -> None:
+    policy, owner = make_policy(), public_key_text(PERSON.public_key())
+    signed = sign_document(policy.to_bytes(), POLICY_TYPE, PERSON)
+    assert open_policy(signed, policy, owner) == policy
+    with pytest.raises(PolicyError) as changed:
+        open_policy(signed, make_policy(max_rounds=9), owner)
+    assert changed.value.code == "policy-not-signed"
+    with pytest.raises(VerificationError):
+        open_policy(sign_document(policy.to_bytes(), POLICY_TYPE, Ed25519PrivateKey.generate()), policy, owner)
+
+
+def test_a_policy_signed_as_another_kind_of_document_does_not_count() -> None:
+    policy = make_policy()
+    confused = sign_document(policy.to_bytes(), "application/vnd.wardround.approval+json", PERSON)
+    with pytest.raises(VerificationError):
+        open_policy(confused, policy, public_key_text(PERSON.public_key()))
+
+
+def test_only_people_whom_the_policy_names_may_approve() -> None:
+    assert require_approver(make_policy(), public_key_text(PERSON.public_key())) == "head"
+    with pytest.raises(VerificationError) as caught:
+        require_approver(make_policy(), OTHER_KEY)
+    assert caught.value.code == "approver-wrong-key"

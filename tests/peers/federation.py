@@ -181,10 +181,11 @@ class Federation:
             "min_noise_multiplier": 0.1,
             "let_server_see_single_updates": True,
             "models": (model_digest(self.model),),
-            "datasets": ("notes",),
+            "datasets": {"notes": ("any",)},
             "pins": pins,
         }
         path.write_text(render_policy(Policy.model_validate({**fields, **changes})))
+        ok("client", "policy", "sign", "--home", self.home(site), "--approver-key", self.approver(site))
 
     def configure(self, site: str, data: Path) -> None:
         home = self.home(site)
@@ -245,8 +246,8 @@ class Federation:
         """Wait until the server has logged the proposal and offers it."""
 
         def offered() -> bool:
-            outcome = wardround("client", "approve", name, "--home", self.home(self.sites[0]), "--dry-run", "--json")
-            return outcome.code == 0 or outcome.error != "study-unknown"
+            outcome = wardround("client", "check", name, "--home", self.home(self.sites[0]), "--json")
+            return "clauses" in outcome.json or outcome.error != "study-unknown"
 
         self.wait(offered, "the proposal to be offered")
 
