@@ -117,6 +117,14 @@ class Ledger:
         cap, plan = Cap(epsilon=cap_epsilon, delta=cap_delta), _plan(study)
         return lifetime([plan], cap, renyi_order(self._store) or best_order(plan, cap)).used
 
+    def began(self, study: str, round_: int) -> bool:
+        """Return whether a round began; it is spent then.
+
+        Raises:
+            StorageError: the ledger cannot be read.
+        """
+        return begun_round(self._store, study, round_) is not None
+
     def begin(self, study: str, round_: int, plan: str) -> Stored | None:
         """Spend a round on `plan` and return its answer if it was stored before; durable on return.
 

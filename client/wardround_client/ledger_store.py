@@ -24,6 +24,9 @@ from wardround_common.files import sync_folder
 BUSY_SECONDS = 15.0
 """Transactions last milliseconds; a lock held for so long means a stuck process."""
 
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON")
+"""Of every connection. With synchronous below FULL a power cut forgets commits (tests/client/test_ledger_disk.py)."""
+
 _APPLICATION = 0x77617264  # "ward"
 _VERSION = 1
 _SCHEMA = """
@@ -199,7 +202,7 @@ def _connect(path: Path, side: int) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         with _translated(path):
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON"):
+            for pragma in PRAGMAS:
                 database.execute(f"PRAGMA {pragma}").fetchall()
     except BaseException:
         database.close()

@@ -1,12 +1,13 @@
 """One site's part in a round: from the server's plan to the stored, signed, sealed answer.
 
 Rules (docs/spec/round.md), in this order; a crash between any two steps leads to the same answer.
-(1) the gate admits the plan and the ledger pins it: from here on the round's ε counts as spent;
-(2) an answer that was stored is returned again, byte for byte; (3) a 32-byte round seed is sealed on
-disk, or the sealed one is used again; (4) training derives all coins and noise from that seed;
-(5) the update is sealed to the server's study key and stored; (6) header and mechanism record are
-signed and the ledger commits, before any byte leaves; (7) the seed and the old optimiser state are
-destroyed.
+(1) the gate admits the plan; (2) a 32-byte round seed is sealed on disk, unless the round began before;
+(3) the ledger pins the plan: from here on the round's ε counts as spent; (4) an answer that was stored is
+returned again, byte for byte; (5) training derives all coins and noise from the sealed seed; (6) the update
+is sealed to the server's study key and stored; (7) header and mechanism record are signed and the ledger
+commits, before any byte leaves; (8) the seed and the old optimiser state are destroyed.
+A round that began, has no answer and no seed was answered by a copy of this site from which this one was restored, or
+may have been: it is abandoned, never drawn again.
 Not done here: transport, threads, signatures of the study (gate).
 """
 
@@ -24,6 +25,7 @@ from wardround_client.ledger import Ledger
 from wardround_client.vault import Vault
 from wardround_common.adapter import TensorSpec, decode_tensors, encode_tensors
 from wardround_common.envelope.update import seal_update, update_info
+from wardround_common.errors import StorageError
 from wardround_common.privacy.mechanism import MECHANISM_TYPE
 from wardround_common.rounds import UPDATE_HEADER_TYPE, BlobRef, RoundAnswer, RoundPlan, UpdateHeader
 from wardround_common.signing import Envelope, sign_document
@@ -99,29 +101,39 @@ class Rounds:
         Raises:
             WardroundError: the plan is not admitted, or the round failed locally.
         """
-        self.gate.admit_plan(self.study, plan, agreed)
-        self.ledger.begin(plan.study, plan.round, plan.sha256())  # (1)
-        stored = self.ledger.answer(plan.study, plan.round)
-        if stored is None:  # (2)
+        self.gate.admit_plan(self.study, plan, agreed)  # (1)
+        if not self.ledger.began(plan.study, plan.round):
+            self._seal_seed(plan)  # (2)
+        stored = self.ledger.begin(plan.study, plan.round, plan.sha256())  # (3)
+        if stored is None:  # (4)
             tensors = decode_tensors(fetch(plan.adapter), self.specs)
-            self._commit(plan, self._train(plan, tensors, train))  # (3) - (6)
+            self._commit(plan, self._train(plan, tensors, train))  # (5) - (7)
             stored = self.ledger.answer(plan.study, plan.round)
             assert stored is not None
-        self._forget(plan)  # (7)
+        self._forget(plan)  # (8)
         answer = RoundAnswer(header=Envelope.from_bytes(stored.header), record=Envelope.from_bytes(stored.record))
         return answer, stored.sealed
 
     def _train(self, plan: RoundPlan, tensors: Tensors, train: Train) -> Tensors:
         self.phase("training", plan.round)
-        seed = self._seed(plan)
-        trained = train(tensors, plan.round, seed, self._optimiser(plan.round - 1))
+        trained = train(tensors, plan.round, self._seed(plan), self._optimiser(plan.round - 1))
         self.vault.seal(self._name("adam", plan.round), trained.optimiser_state)
         return trained.delta
+
+    def _seal_seed(self, plan: RoundPlan) -> None:
+        name = self._name("seed", plan.round)
+        if not self.vault.holds(name):
+            self.vault.seal(name, self.new_seed())
 
     def _seed(self, plan: RoundPlan) -> bytes:
         name = self._name("seed", plan.round)
         if not self.vault.holds(name):
-            self.vault.seal(name, self.new_seed())
+            raise StorageError(
+                "round-seed-lost",
+                f"round {plan.round} of study {self.study.name} began here, but its sealed seed is gone",
+                next_step="nothing to do: this site sits the round out, and its ε stays spent; after a restore, that is "
+                "how it must be",
+            )
         return self.vault.open(name)
 
     def _optimiser(self, round_: int) -> bytes | None:
@@ -135,7 +147,7 @@ class Rounds:
     def _commit(self, plan: RoundPlan, delta: Tensors) -> None:
         self.phase("sealing", plan.round)
         info = update_info(plan.study, plan.round, self.site)
-        sealed = self.blobs.put(seal_update(encode_tensors(delta), self.study.server.update_key, info))  # (5)
+        sealed = self.blobs.put(seal_update(encode_tensors(delta), self.study.server.update_key, info))  # (6)
         header = UpdateHeader(
             study=plan.study,
             round=plan.round,
@@ -146,7 +158,7 @@ class Rounds:
             parameters=self.study.adapter.parameters,
         )
         record = self.study.mechanism(self.site, plan.round)
-        self.ledger.commit(  # (6)
+        self.ledger.commit(  # (7)
             plan.study,
             plan.round,
             plan.sha256(),
