@@ -131,8 +131,7 @@ class Rounds:
             raise StorageError(
                 "round-seed-lost",
                 f"round {plan.round} of study {self.study.name} began here, but its sealed seed is gone",
-                next_step="nothing to do: this site sits the round out, and its ε stays spent; after a restore, that is "
-                "how it must be",
+                next_step="nothing to do: this site sits the round out, and its ε stays spent",
             )
         return self.vault.open(name)
 
@@ -168,12 +167,16 @@ class Rounds:
         )
 
     def _forget(self, plan: RoundPlan) -> None:
-        self.vault.destroy(self._name("seed", plan.round))
-        for number in range(plan.round - 1, 0, -1):
-            name = self._name("adam", number)
-            if not self.vault.holds(name):
-                break
-            self.vault.destroy(name)
+        """Destroy what no later round needs: seeds up to this round, and Adam's states before it."""
+        kept = self._name("adam", plan.round)
+        for name in self.vault.names(vault_prefix(plan.study)):
+            if name != kept and int(name.rsplit("-", 1)[1]) <= plan.round:
+                self.vault.destroy(name)
 
     def _name(self, what: str, round_: int) -> str:
-        return f"{self.study.sha256()[7:23]}-{what}-{round_}"
+        return f"{vault_prefix(self.study.sha256())}{what}-{round_}"
+
+
+def vault_prefix(study: str) -> str:
+    """Return how the names of a study's secrets begin; `study` is its digest."""
+    return f"{study[7:23]}-"

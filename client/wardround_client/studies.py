@@ -24,7 +24,7 @@ from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.randomness import KeystreamRandomness, new_round_seed
-from wardround_client.rounds import Rounds, Tensors, Trained
+from wardround_client.rounds import Rounds, Tensors, Trained, vault_prefix
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
@@ -105,9 +105,15 @@ class SiteStudies:
             self.blobs.remove(own.sealed)  # witnessed: nobody may ask for it again
         released = any(isinstance(e, ModelReleased) and e.study == offer.study for e in events)
         if released:
-            self.ledger.release_rest(offer.study)  # rounds that were never asked for go back to the budget
+            self._end(offer.study)
         self._show("done" if released else "waiting", study.study, offer.round)
         return Cosignature(line=line)
+
+    def _end(self, study: str) -> None:
+        """Give rounds that were never asked for back to the budget, and destroy the study's secrets."""
+        self.ledger.release_rest(study)
+        for name in self.vault.names(vault_prefix(study)):
+            self.vault.destroy(name)
 
     def open(self, digest: str) -> "OpenStudy":
         """Return the study with its trainer resident, opening it through the gate the first time.

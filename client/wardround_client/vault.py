@@ -32,6 +32,7 @@ _MAGIC = b"wardround-sealed\x00\x01"
 _SALT = 32
 _PREFIX = b"wardround-local-key:1:"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
+_LEFTOVER = re.compile(r"^\.(.*)\.[0-9]+\.new$")  # what `write_durably` writes aside
 
 
 class Vault:
@@ -84,16 +85,20 @@ class Vault:
         return self._path(name).exists()
 
     def destroy(self, name: str) -> None:
-        """Unlink `name`, durably; nothing happens if it is not there. See the module on what that does not do.
+        """Unlink `name` and what a killed writer left of it, durably; nothing happens if it is not there.
+
+        See the module on what that does not do.
 
         Raises:
             StorageError: it could not be removed.
         """
         path = self._path(name)
-        if not path.exists():
+        found = [place for place in (path, *self._folder.glob(f".{name}.*.new")) if place.exists()]
+        if not found:
             return
         try:
-            path.unlink(missing_ok=True)
+            for place in found:
+                place.unlink(missing_ok=True)
             sync_folder(self._folder)
         except OSError as error:
             raise StorageError(
@@ -101,6 +106,16 @@ class Vault:
                 f"cannot remove the secret {name}: {error.strerror}",
                 next_step="mend the permissions of state/sealed, then start again",
             ) from None
+
+    def names(self, prefix: str) -> tuple[str, ...]:
+        """Return the names that begin with `prefix` and have something on disk, be it what a killed writer left.
+
+        Raises:
+            ValueError: `prefix` is not lower-case letters, digits and dashes (misuse).
+        """
+        self._path(prefix)
+        found = {_LEFTOVER.sub(r"\1", path.name) for path in self._folder.glob("*")}
+        return tuple(sorted(name for name in found if name.startswith(prefix) and _NAME.fullmatch(name)))
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

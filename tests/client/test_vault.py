@@ -180,6 +180,22 @@ def test_a_write_that_fails_leaves_the_old_secret(home, monkeypatch):
     assert os.listdir(home / "state" / "sealed") == ["adam-1"]
 
 
+def test_what_a_killed_writer_left_is_named_and_destroyed(home):
+    found = vault(home)
+    for name in ("study-seed-1", "study-adam-1", "other-seed-1"):
+        found.seal(name, b"x")
+    folder = home / "state" / "sealed"
+    (folder / ".study-seed-1.123.new").write_bytes(b"half")
+    (folder / ".study-seed-2.456.new").write_bytes(b"half")
+    (folder / "no name of ours").touch()
+    assert found.names("study-") == ("study-adam-1", "study-seed-1", "study-seed-2")
+    for name in found.names("study-"):
+        found.destroy(name)
+    assert sorted(os.listdir(folder)) == ["no name of ours", "other-seed-1"]
+    with pytest.raises(ValueError, match="vault name"):
+        found.names("../")
+
+
 def test_what_cannot_be_removed_is_said(home, monkeypatch):
     found = vault(home)
     found.seal("seed-1", b"x")

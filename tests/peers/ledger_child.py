@@ -1,4 +1,4 @@
-"""A daemon's part in a ledger, for a child process that is going to be killed: it says each step *after* it is durable."""
+"""A daemon's part in a ledger, for a child that is going to be killed: it says each step *after* it is durable."""
 
 import os
 from pathlib import Path
