@@ -8,7 +8,8 @@ Rules.
 - A plan is admitted only if (5) it is for an admitted study, a round within the approved plan and the
   study's cohort; (6) it starts from the adapter that this site knows: the study's initial one, or the
   result in the last cosigned entry; (7) from the second round on it carries the previous checkpoint with
-  the witness quorum. The ledger then pins it (`ledger.begin`).
+  the witness quorum; (8) the study began here no longer ago than its `max_hours`. The ledger then pins it
+  (`ledger.begin`).
 - What fails is a typed error for the local log; the server only hears a generic refusal.
 """
 
@@ -80,12 +81,22 @@ class Gate:
             next_step="one of approvers in policy.yaml runs: wardround client approve STUDY",
         )
 
-    def admit_plan(self, study: Study, plan: RoundPlan, agreed: Agreed) -> None:
+    def admit_plan(
+        self, study: Study, plan: RoundPlan, agreed: Agreed, *, began: float | None = None, now: float = 0.0
+    ) -> None:
         """Return if `plan` may be trained.
+
+        Args:
+            study: an admitted study.
+            plan: the server's request.
+            agreed: what this site has witnessed so far.
+            began: when the study's first round began here, None if none did; Unix seconds, like `now`.
+            now: the present moment.
 
         Raises:
             ProtocolError: another study, round or cohort (5), or another adapter (6).
             VerificationError: the previous round is not witnessed by the quorum (7).
+            PolicyError: the study's hours are over (8).
         """
         last = study.privacy.rounds + study.privacy.spare_rounds
         names = tuple(member.name for member in study.cohort.members)
@@ -103,6 +114,12 @@ class Gate:
             )
         if plan.round > 1:  # (7)
             self._require_witnessed(study, plan, agreed)
+        if began is not None and now - began > study.timing.max_hours * 3_600:  # (8)
+            raise PolicyError(
+                "study-out-of-time",
+                f"study {study.name} began more than {study.timing.max_hours:g} hours ago",
+                next_step="the study is over here: wardround client leave STUDY gives its unspent rounds back",
+            )
 
     def _require_witnessed(self, study: Study, plan: RoundPlan, agreed: Agreed) -> None:
         members = {member.name: member.identity for member in study.cohort.members}

@@ -209,6 +209,11 @@ class Ledger:
         row = self._find(study)
         return row.spent if row else None
 
+    def started(self, study: str) -> int | None:
+        """Return when the first round of a study began here (Unix seconds), None if none did."""
+        ((moment,),) = self._store.query("SELECT min(began_at) FROM rounds WHERE study = ?", study)
+        return None if moment is None else int(moment)
+
     def summary(self) -> tuple[StudyRow, ...]:
         """Return one row for each study, in the order of their reservation."""
         return tuple(study_row(row) for row in reserved(self._store))

@@ -11,6 +11,7 @@ may have been: it is abandoned, never drawn again.
 Not done here: transport, threads, signatures of the study (gate).
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,6 +72,7 @@ class Rounds:
         key: this site's Ed25519 identity.
         new_seed: returns 32 fresh bytes; the operating system's in the daemon.
         phase: told each phase as it begins, for the local status only.
+        clock: Unix seconds, for the study's hours.
     """
 
     site: str
@@ -83,6 +85,7 @@ class Rounds:
     key: Ed25519PrivateKey
     new_seed: Callable[[], bytes]
     phase: Callable[[str, int], None]
+    clock: Callable[[], float] = time.time
 
     def __repr__(self) -> str:
         return f"Rounds(site={self.site!r}, study={self.study.name!r})"
@@ -101,7 +104,7 @@ class Rounds:
         Raises:
             WardroundError: the plan is not admitted, or the round failed locally.
         """
-        self.gate.admit_plan(self.study, plan, agreed)  # (1)
+        self.gate.admit_plan(self.study, plan, agreed, began=self.ledger.started(plan.study), now=self.clock())  # (1)
         if not self.ledger.began(plan.study, plan.round):
             self._seal_seed(plan)  # (2)
         stored = self.ledger.begin(plan.study, plan.round, plan.sha256())  # (3)
