@@ -21,7 +21,7 @@ from wardround_client.ledger import Ledger
 from wardround_client.policies import load_policy
 from wardround_client.renewal import renew_if_due
 from wardround_client.status import StatusBoard
-from wardround_client.studies import SiteStudies
+from wardround_client.studies import SiteStudies, Training
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
 from wardround_client.transport.session import Session, SessionState
@@ -34,8 +34,14 @@ from wardround_common.wire.blobstore import FileBlobStore
 log = get_logger("client")
 
 
-def run_daemon(home: Home, config: ClientConfig, stop: threading.Event) -> None:
+def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, training: Training | None = None) -> None:
     """Run this hospital's daemon until `stop` is set.
+
+    Args:
+        home: this site's files.
+        config: its `client.toml`.
+        stop: set it to shut down.
+        training: the real one, unless a test that wires the daemon itself hands in another.
 
     Raises:
         ConfigError: not an enrolled home, or a file in it is unusable.
@@ -45,7 +51,7 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event) -> None:
     _renew(home, config)
     connection = Connection.from_home(home.root, address=config.server, proxy=config.proxy)
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:
-        studies = open_site(home, config, ledger, connection)
+        studies = open_site(home, config, ledger, connection, training or Training())
         board = studies.board
         _prepare(studies)
         session = _session(studies, connection)
@@ -58,7 +64,9 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event) -> None:
         log.info("stopped")
 
 
-def open_site(home: Home, config: ClientConfig, ledger: Ledger, connection: Connection) -> SiteStudies:
+def open_site(
+    home: Home, config: ClientConfig, ledger: Ledger, connection: Connection, training: Training
+) -> SiteStudies:
     """Return the site's studies with their real collaborators."""
     board = StatusBoard(home.status)
     board.show(phase="starting")
@@ -73,6 +81,7 @@ def open_site(home: Home, config: ClientConfig, ledger: Ledger, connection: Conn
         board=board,
         key=load_identity_key(home.identity_key),
         get_study=lambda digest: _get_study(connection, digest),
+        training=training,
     )
 
 

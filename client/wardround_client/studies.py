@@ -11,7 +11,8 @@ Rules.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,7 +24,7 @@ from wardround_client.data.text import TextData, load_texts
 from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
-from wardround_client.randomness import KeystreamRandomness, new_round_seed
+from wardround_client.randomness import KeystreamRandomness, Randomness, new_round_seed
 from wardround_client.rounds import Rounds, Tensors, Trained, vault_prefix
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
@@ -40,10 +41,56 @@ from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
 
 if TYPE_CHECKING:
-    from wardround_client.training.engine import Trainer
     from wardround_client.training.runtime import Progress
 
 log = get_logger("client.studies")
+
+
+class RoundChange(Protocol):
+    """What a trained round hands back (`training.engine.RoundResult`)."""
+
+    @property
+    def delta(self) -> Tensors:
+        """Trained tensors minus the global ones; already noised."""
+
+    @property
+    def optimiser_state(self) -> bytes:
+        """Adam's state for the next round; stays at the site."""
+
+
+class RoundTrainer(Protocol):
+    """A resident model that trains rounds (`training.engine.Trainer`)."""
+
+    def train_round(
+        self,
+        tensors: dict[str, NDArray[np.float32]],
+        round_: int,
+        randomness: Randomness,
+        optimiser_state: bytes | None,
+        progress: "Callable[[Progress], None]",
+    ) -> RoundChange:
+        """Return the noisy change of `tensors`; everything random comes from `randomness`."""
+
+
+def torch_trainer(study: Study, data: TextData, folder: Path, config: ClientConfig) -> RoundTrainer:
+    """Return the real trainer: the base model in `folder` beside this site's `data`."""
+    # Imported here: the daemon's shell must start, and refuse, without five seconds of torch.
+    from wardround_client.training.engine import Trainer
+    from wardround_client.training.runtime import Runtime
+
+    return Trainer(study, data, folder, Runtime(**config.runtime.model_dump()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Who trains, and where each round's seed comes from.
+
+    The command line always uses these defaults; no configuration, flag or environment variable reaches them. Only code
+    that wires the daemon itself (tests) can hand in others.
+    """
+
+    make_trainer: Callable[[Study, TextData, Path, ClientConfig], RoundTrainer] = torch_trainer
+    new_seed: Callable[[], bytes] = new_round_seed
 
 
 @dataclass(kw_only=True)
@@ -56,6 +103,7 @@ class SiteStudies:
         gate, ledger, vault, blobs, board: this site's collaborators.
         key: this site's Ed25519 identity.
         get_study: returns a study's envelope from the server, unverified.
+        training: who trains, with which seeds.
     """
 
     home: Home
@@ -67,6 +115,7 @@ class SiteStudies:
     board: StatusBoard
     key: Ed25519PrivateKey = field(repr=False)
     get_study: Callable[[str], bytes] = field(repr=False)
+    training: Training = field(default=Training(), repr=False)
     _open: "dict[str, OpenStudy]" = field(default_factory=dict, repr=False)
 
     def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef]:
@@ -152,11 +201,7 @@ class SiteStudies:
         layout = adapter_layout(weight_shapes(folder), study.adapter, study.task)
         _require_initial(study, layout)
         data = load_site_texts(self.home, self.config, study, strict=False)
-        # Imported here: the daemon's shell must start, and refuse, without five seconds of torch.
-        from wardround_client.training.engine import Trainer
-        from wardround_client.training.runtime import Runtime
-
-        trainer = Trainer(study, data, folder, Runtime(**self.config.runtime.model_dump()))
+        trainer = self.training.make_trainer(study, data, folder, self.config)
         first = _trained(initial_tensors(layout, study.adapter.seed), layout)
         agreed = load_agreed(self.home.agreed(study.sha256()), study.sha256(), sha256_digest(encode_tensors(first)))
         rounds = Rounds(
@@ -168,7 +213,7 @@ class SiteStudies:
             vault=self.vault,
             blobs=self.blobs,
             key=self.key,
-            new_seed=new_round_seed,
+            new_seed=self.training.new_seed,
             phase=lambda phase, round_: self._show(phase, study, round_),
         )
         self._show("waiting", study, agreed.round)
@@ -202,7 +247,7 @@ class OpenStudy:
 
     study: Study
     rounds: Rounds
-    trainer: "Trainer" = field(repr=False)
+    trainer: RoundTrainer = field(repr=False)
     agreed: Agreed
     board: StatusBoard = field(repr=False)
 

@@ -1,9 +1,16 @@
 """The keystream: golden bytes, statistics, no secrets in a repr."""
 
+import ast
+import inspect
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from wardround_client import cli
 from wardround_client.randomness import KeystreamRandomness, new_round_seed
+from wardround_client.studies import Training, torch_trainer
 
 
 def test_stream_is_aes_256_ctr():
@@ -59,3 +66,22 @@ def test_seeds_have_32_bytes():
         KeystreamRandomness(bytes(16))
     assert len(new_round_seed()) == 32
     assert new_round_seed() != new_round_seed()
+
+
+def test_the_daemon_draws_its_seeds_from_the_operating_system_and_trains_with_torch():
+    """Only a caller of `run_daemon` could hand in others, and the command line hands in nothing."""
+    training = Training()
+    assert training.new_seed is new_round_seed
+    assert training.make_trainer is torch_trainer
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(cli)))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_daemon"
+    )
+    assert (len(call.args), call.keywords) == (3, [])
+
+
+def test_nothing_else_in_the_package_names_another_trainer_or_seed():
+    package = Path(cli.__file__).parent
+    told = {p.name for p in package.rglob("*.py") if re.search(r"\bTraining\(|new_seed=", p.read_text())}
+    assert told == {"daemon.py", "studies.py"}
