@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wardround_client import cli_presence
 from wardround_client.cli_options import ApproverKey, AsJson, HomeOption
 from wardround_client.cli_policy import policy_app
 from wardround_client.cli_study import approve, check
@@ -35,6 +36,7 @@ client_app = typer.Typer(
 client_app.add_typer(policy_app)
 client_app.command()(check)
 client_app.command()(approve)
+cli_presence.register(client_app)
 
 
 @client_app.command()

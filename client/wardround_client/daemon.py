@@ -9,16 +9,19 @@ Rules.
 
 import asyncio
 import threading
+import time
 from contextlib import closing
 
 from flwr.app import Context, Message, RecordDict
 
 from wardround_client.app import client_app
+from wardround_client.caretaker import Caretaker
 from wardround_client.config import ClientConfig
 from wardround_client.gate import Gate
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.policies import load_policy
+from wardround_client.presence import require_running
 from wardround_client.renewal import renew_if_due
 from wardround_client.status import StatusBoard
 from wardround_client.studies import SiteStudies, Training
@@ -48,7 +51,8 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
         EnrolmentError: the certificate was revoked or has expired.
         StorageError: another daemon runs on this home, or the state is unusable.
     """
-    _renew(home, config)
+    require_running(home)
+    renew_at_start(home, config)
     connection = Connection.from_home(home.root, address=config.server, proxy=config.proxy)
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:
         studies = open_site(home, config, ledger, connection, training or Training())
@@ -56,6 +60,9 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
         _prepare(studies)
         session = _session(studies, connection)
         threading.Thread(target=_forward, args=(stop, session), name="stop", daemon=True).start()
+        caretaker = _caretaker(studies, session)
+        caretaker.tick()
+        threading.Thread(target=caretaker.run, args=(stop,), name="caretaker", daemon=True).start()
         try:
             asyncio.run(session.run())
         except WardroundError as error:
@@ -85,13 +92,31 @@ def open_site(
     )
 
 
-def _renew(home: Home, config: ClientConfig) -> None:
+def renew_at_start(home: Home, config: ClientConfig) -> None:
     """Get a new transport certificate while the old one still works; a server that is away can wait."""
     try:
         if renew_if_due(home.root, site=config.site, address=config.server, proxy=config.proxy):
             log.info("transport certificate renewed")
     except TransportError as error:
         log.warning("the certificate could not be renewed yet", why=str(error))
+
+
+def _caretaker(studies: SiteStudies, session: Session) -> Caretaker:
+    home, config = studies.home, studies.config
+
+    def renew() -> None:
+        if renew_if_due(home.root, site=config.site, address=config.server, proxy=config.proxy):
+            session.use(Connection.from_home(home.root, address=config.server, proxy=config.proxy))
+            log.info("transport certificate renewed while running")
+
+    return Caretaker(
+        home=home,
+        training_hours=studies.gate.policy.training_hours,
+        line=session,
+        board=studies.board,
+        renew=renew,
+        clock=time.monotonic,
+    )
 
 
 def _get_study(connection: Connection, digest: str) -> bytes:
@@ -123,7 +148,9 @@ def _session(studies: SiteStudies, connection: Connection) -> Session:
         return app(message, context)
 
     def on_state(state: SessionState) -> None:
-        if state.phase in ("connecting", "waiting"):
+        if state.phase == "away":
+            studies.board.show(phase="paused", message=state.text)
+        elif state.phase in ("connecting", "waiting"):
             studies.board.show(phase="connecting", message=state.text)
 
     return Session(

@@ -70,6 +70,16 @@ class Home:
         """What the daemon is doing now."""
         return self.root / "state" / "status.json"
 
+    @property
+    def paused(self) -> Path:
+        """While this file is there, the client stays away from the server."""
+        return self.root / "state" / "paused"
+
+    @property
+    def stop(self) -> Path:
+        """The kill switch: while this file is there, no client runs in this home."""
+        return self.root / "STOP"
+
     def approval(self, study: str) -> Path:
         """The responsible person's approval of the study with this digest."""
         return self.root / "approvals" / f"{study[7:]}.json"

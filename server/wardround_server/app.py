@@ -18,6 +18,7 @@ from wardround_common import __version__
 from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopped
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError
+from wardround_common.identity.address import Address
 from wardround_common.logging import get_logger
 from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
@@ -35,6 +36,9 @@ from wardround_server.transport.tls import server_credentials
 
 TICK_S = 0.5
 """How soon a proposal, an invite or a co-signature made by another command is logged and acted on."""
+
+RENEWAL_CHECK_S = 3_600.0
+"""A certificate is renewed at least eight hours before its end (of one day's lifetime): an hour is often enough."""
 
 MAX_REFUSALS = 256
 """Refused connections remembered between two ticks; a scanner must not fill the log or the memory."""
@@ -82,6 +86,8 @@ class Daemon:
             stop=stop,
         )
         self._runners: dict[str, StudyRunner] = {}
+        self._keys = office.keys
+        self._next_renewal = 0.0
 
     def run(self, listening: Callable[[str], None]) -> None:
         """Serve until stopped (see `serve_home`)."""
@@ -107,7 +113,7 @@ class Daemon:
             blobs=self._blobs,
         )
         credentials = server_credentials(
-            lambda: (office.keys.tls_key, office.keys.tls_certificate), office.keys.authority.pem
+            lambda: (self._keys.tls_key, self._keys.tls_certificate), office.keys.authority.pem
         )
         return ServerThread(service, listen=office.config.listen or office.config.address, credentials=credentials)
 
@@ -117,7 +123,23 @@ class Daemon:
             if proposal.study.name not in self._runners:
                 self._consider(proposal)
         self._watch_runners()
+        self._renew_certificate()
         self._board.refresh()
+
+    def _renew_certificate(self) -> None:
+        """Issue the server's certificate anew in good time; handshakes from now on get it, open streams stay."""
+        if (now := time.monotonic()) < self._next_renewal:
+            return
+        self._next_renewal = now + RENEWAL_CHECK_S
+        office, before = self._office, self._keys
+        self._keys = before.renewed(
+            office.home.keys,
+            address=Address.parse(office.config.address),
+            now=time.time(),
+            days=office.config.certificate_days,
+        )
+        if self._keys is not before:
+            log.info("the server's certificate was renewed while running")
 
     def _log_waiting_events(self) -> None:
         """Move the outbox, and refused connections, into the audit log: durable there, then removed here."""

@@ -34,7 +34,7 @@ AUTHORITY_DAYS = 3_650.0
 """The authority outlives every study; replacing it means enrolling all hospitals again."""
 
 RENEW_BEFORE_DAYS = 30.0
-"""A server certificate with less left is issued anew at start."""
+"""A server certificate with less left, or with a third of a shorter lifetime, is issued anew, also while it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class ServerKeys:
         fresh = self.authority.issue_server(self.transport.public_key(), address, now=now, days=days)
         same_names = _names(fresh) == _names(self.certificate)
         same_key = self.certificate.public_key() == self.transport.public_key()
-        if left_s > RENEW_BEFORE_DAYS * 86_400 and same_names and same_key:
+        if left_s > min(RENEW_BEFORE_DAYS, days / 3) * 86_400 and same_names and same_key:
             return self
         replace_public(folder / "server.pem", certificate_pem(fresh))
         return ServerKeys(authority=self.authority, identity=self.identity, transport=self.transport, certificate=fresh)

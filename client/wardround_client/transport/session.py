@@ -6,6 +6,8 @@ Rules (docs/spec/wire.md, "Session").
 - Work is handled one at a time in a worker thread that outlives connections: what it keeps in
   memory stays there. An answer that is ready while the line is down is sent when the server asks
   again; a work that was answered is never handled twice by one process.
+- `pause` says goodbye and keeps away until `resume`; a work in the thread goes on, but nothing of it
+  moves meanwhile. `use` gives every further connection new certificates; the open stream stays.
 - What leaves in a session: the version range, digests of co-signed studies, answers, Goodbye.
 Not done here: deciding what to answer (the `ClientApp` handed in), state on disk.
 
@@ -42,6 +44,9 @@ from wardround_common.wire.wardround_pb2_grpc import WardStub
 
 log = structlog.get_logger(__name__)
 
+AWAY_POLL_S = 0.1
+"""How soon a hospital that stayed away dials again."""
+
 STOP_GRACE_S = 2.0
 """How long `stop` waits for Goodbye to be sent and for the worker to be between two works."""
 
@@ -50,7 +55,7 @@ STOP_GRACE_S = 2.0
 class SessionState:
     """What a person would want to know now; `text` is one line for them."""
 
-    phase: Literal["connecting", "connected", "working", "waiting", "stopped"]
+    phase: Literal["connecting", "connected", "working", "waiting", "away", "stopped"]
     text: str
     retry_s: float | None = None  # in phase `waiting`
 
@@ -108,8 +113,9 @@ class Session:
         self._answered: OrderedDict[str, Answer] = OrderedDict()
         self._stream: _Stream | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping = asyncio.Event()
+        self._leaving = asyncio.Event()  # set while stopping or away
         self._stop_asked = threading.Event()
+        self._away = ""  # why, while this hospital stays away
 
     async def run(self) -> None:
         """Keep the session until `stop`.
@@ -120,12 +126,11 @@ class Session:
             ProtocolError: no common protocol version.
         """
         self._loop = asyncio.get_running_loop()
-        if self._stop_asked.is_set():
-            self._stopping.set()
+        self._follow()
         self._worker.start()
         try:
-            while not self._stopping.is_set():
-                await self._attempt()
+            while not self._stop_asked.is_set():
+                await (self._stay_away() if self._away else self._attempt())
         finally:
             self._worker.stop()
             await asyncio.to_thread(self._worker.join, STOP_GRACE_S)
@@ -134,7 +139,36 @@ class Session:
     def stop(self) -> None:
         """Say Goodbye and let `run` return. May be called from any thread and from a signal handler."""
         self._stop_asked.set()
-        self._in_loop(self._stopping.set)
+        self._in_loop(self._follow)
+
+    def pause(self, why: str) -> None:
+        """Say Goodbye and stay away until `resume`. May be called from any thread."""
+        self._away = why
+        self._worker.pause()
+        self._in_loop(self._follow)
+
+    def resume(self) -> None:
+        """Dial again. May be called from any thread."""
+        self._away = ""
+        self._worker.resume()
+        self._in_loop(self._follow)
+
+    def use(self, connection: Connection) -> None:
+        """Take this connection from the next dial on. May be called from any thread."""
+        self._connection = connection
+        self._worker.use(connection)
+
+    def _follow(self) -> None:
+        """Bring the loop's event in line with what was asked for."""
+        if self._stop_asked.is_set() or self._away:
+            self._leaving.set()
+        else:
+            self._leaving.clear()
+
+    async def _stay_away(self) -> None:
+        self._say("away", self._away)
+        while self._away and not self._stop_asked.is_set():
+            await asyncio.sleep(AWAY_POLL_S)
 
     async def _attempt(self) -> None:
         """One connection, and the wait after it."""
@@ -149,15 +183,15 @@ class Session:
             error = raised
         if self._clock() - began > CAP_S:
             self._backoff.reset()
-        if not self._stopping.is_set():
+        if not self._leaving.is_set():
             await self._wait(error)
 
     async def _wait(self, error: WardroundError) -> None:
         delay = self._backoff.next()
         self._say("waiting", f"{error.message}, retrying in {max(1, round(delay))} s", retry_s=delay)
         sleeping = asyncio.ensure_future(self._sleep(delay))
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        watched: set[asyncio.Future[Any]] = {sleeping, stopping}
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        watched: set[asyncio.Future[Any]] = {sleeping, leaving}
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         for task in watched:
             task.cancel()
@@ -193,11 +227,11 @@ class Session:
     async def _pump(self, call: Any, stream: _Stream) -> None:
         reader = asyncio.ensure_future(self._read(call))
         writer = asyncio.ensure_future(self._write_answers(call, stream))
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        watched: set[asyncio.Future[Any]] = {reader, writer, stopping}
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        watched: set[asyncio.Future[Any]] = {reader, writer, leaving}
         try:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done() and not reader.done():
+            if leaving.done() and not reader.done():
                 await self._farewell(call, reader)
             if writer.done():
                 await reader  # a failed write means that the stream is over: its status is the reader's

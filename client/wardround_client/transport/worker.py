@@ -65,6 +65,8 @@ class Worker:
         self._backoff = backoff or Backoff()
         self._queue: queue.SimpleQueue[tuple[Work, Answer | None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._allowed = threading.Event()  # cleared while this hospital is away
+        self._allowed.set()
         self._calls: Calls | None = None
         # A daemon thread: a process that was told to stop does not wait for a training step of an hour.
         self._thread = threading.Thread(target=self._run, name="wardround-worker", daemon=True)
@@ -77,12 +79,34 @@ class Worker:
         """Queue a work, with its answer if it was handled before."""
         self._queue.put((work, answer))
 
+    def use(self, connection: Connection) -> None:
+        """Take this connection for every further transfer."""
+        self._connection = connection
+
+    def pause(self) -> None:
+        """Begin no work and move no byte until `resume`; break off a transfer."""
+        self._allowed.clear()
+        self._break_off()
+
+    def resume(self) -> None:
+        """Go on where `pause` broke off."""
+        self._allowed.set()
+
     def stop(self) -> None:
         """Finish nothing new; break off a transfer."""
         self._stopping.set()
+        self._allowed.set()
         self._queue.put(None)
+        self._break_off()
+
+    def _break_off(self) -> None:
         if (calls := self._calls) is not None:
             calls.close()
+
+    def _wait_until_allowed(self) -> None:
+        self._allowed.wait()
+        if self._stopping.is_set():
+            raise Stopped
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread, but not longer than `timeout_s`."""
@@ -92,6 +116,7 @@ class Worker:
         while (item := self._queue.get()) is not None and not self._stopping.is_set():
             work, known = item
             try:
+                self._wait_until_allowed()
                 answer = self._answer(work, known)
             except Stopped:
                 return
@@ -125,6 +150,7 @@ class Worker:
         """Run `transfer` until it succeeds, over new connections; raise what waiting cannot cure."""
         self._backoff.reset()
         while True:
+            self._wait_until_allowed()
             try:
                 with Calls(self._connection) as self._calls:
                     return transfer(self._calls)
@@ -134,5 +160,5 @@ class Worker:
                 log.info("transfer interrupted", code=error.code, reason=error.message)
             finally:
                 self._calls = None
-            if self._stopping.wait(self._backoff.next()):
+            if self._allowed.is_set() and self._stopping.wait(self._backoff.next()):
                 raise Stopped

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 import uuid
 
 import grpc
@@ -418,3 +419,67 @@ def test_the_transport_imports_neither_torch_nor_opacus():
         "assert os.environ['FLWR_TELEMETRY_ENABLED'] == '0' and os.environ['FLWR_DISABLE_UPDATE_CHECK'] == '1'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_pause_says_goodbye_and_resuming_goes_on_with_the_same_work(ward, site):
+    handler = Handler()
+    session = site.session(handler)
+    with running(session):
+        ward.wait_for(("north", "up"))
+        session.pause("a reason")
+        ward.wait_for(("north", "down"))
+        ward.hub.post("north", asked := work(b"while away"))
+        assert ward.hub.wait([asked.message_id], 0.5) == {}
+        assert handler.seen == []
+        session.resume()
+        assert ward.hub.wait([asked.message_id], 10)[asked.message_id].document == b"done while away"
+    assert "a reason" in [state.text for state in session.states if state.phase == "away"]
+
+
+def test_an_answer_that_is_ready_during_a_pause_waits_for_its_end(ward, site):
+    handler = Handler()
+    handler.gate.clear()
+    session = site.session(handler)
+    with running(session):
+        ward.hub.post("north", asked := work(b"long step"))
+        assert handler.entered.wait(10)
+        session.pause("night")
+        ward.wait_for(("north", "up"), ("north", "down"))
+        handler.gate.set()
+        assert ward.hub.wait([asked.message_id], 0.5) == {}
+        session.resume()
+        assert ward.hub.wait([asked.message_id], 10)[asked.message_id].document == b"done long step"
+    assert handler.seen == [b"long step"], "handled once"
+
+
+def test_a_session_that_begins_paused_does_not_connect_and_can_be_stopped(ward, site):
+    session = site.session(Handler())
+    session.pause("before the start")
+    threads = RunningSessions([session]).start()
+    threads.stop()
+    assert ("north", "up") not in ward.connections
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(ward, site):
+    """The open stream keeps the old certificate; the next dial shows the new one; work goes on throughout."""
+    from wardround_client.renewal import renew_if_due
+
+    session = site.session(Handler())
+    with running(session):
+        ward.wait_for(("north", "up"))
+        before = ward.registry.members()["north"].fingerprint
+        late = time.time() + 21 * 86_400
+        assert renew_if_due(site.home, site="north", address=str(ward.address), clock=lambda: late)
+        session.use(site.connection)
+        after = ward.registry.members()["north"].fingerprint
+        assert after != before
+        ward.hub.post("north", first := work(b"on the old stream"))
+        assert ward.hub.wait([first.message_id], 10)
+        assert ward.hub._sessions["north"].fingerprint == before
+        session.pause("blip")
+        ward.wait_for(("north", "up"), ("north", "down"))
+        session.resume()
+        ward.wait_for(("north", "up"), ("north", "up"))
+        assert ward.hub._sessions["north"].fingerprint == after
+        ward.hub.post("north", second := work(b"on the new stream"))
+        assert ward.hub.wait([second.message_id], 10)
