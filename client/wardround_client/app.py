@@ -47,34 +47,35 @@ def client_app(studies: Studies) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        def answer(document: bytes) -> tuple[Document, BlobRef | None]:
-            return studies.train(RoundPlan.from_bytes(document))
+        def answer(document: bytes) -> tuple[Document, tuple[BlobRef, ...]]:
+            answered, blob = studies.train(RoundPlan.from_bytes(document))
+            return answered, (blob,)
 
         return _reply(message, answer)
 
     @app.query("cosign")
     def cosign(message: Message, context: Context) -> Message:
-        def answer(document: bytes) -> tuple[Document, BlobRef | None]:
-            return studies.cosign(CheckpointOffer.from_bytes(document)), None
+        def answer(document: bytes) -> tuple[Document, tuple[BlobRef, ...]]:
+            return studies.cosign(CheckpointOffer.from_bytes(document)), ()
 
         return _reply(message, answer)
 
     return app
 
 
-def _reply(message: Message, answer: Callable[[bytes], tuple[Document, BlobRef | None]]) -> Message:
+def _reply(message: Message, answer: Callable[[bytes], tuple[Document, tuple[BlobRef, ...]]]) -> Message:
     try:
-        document, blob = answer(unpack(message)[0])
+        document, blobs = answer(unpack(message)[0])
     except WardroundError as error:
         log.error(
             "refused", message_type=message.metadata.message_type, code=error.code, why=str(error), next=error.next_step
         )
-        document, blob = Refused(code=_refusal(error)), None
+        document, blobs = Refused(code=_refusal(error)), ()
     except Exception:
         # Anything unforeseen must reach the server as one generic word too, and this site in full.
         log.exception("failed", message_type=message.metadata.message_type)
-        document, blob = Refused(code="failed-locally"), None
-    return Message(pack(document.to_bytes(), blob), reply_to=message)
+        document, blobs = Refused(code="failed-locally"), ()
+    return Message(pack(document.to_bytes(), blobs), reply_to=message)
 
 
 def _refusal(error: WardroundError) -> Refusal:

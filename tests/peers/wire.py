@@ -16,7 +16,7 @@ def hello(low=1, high=1, studies=()):
 
 
 def answer(reply_to, document=b"{}", blob=None):
-    return pb.ClientFrame(answer=pb.Answer(reply_to=reply_to, document=document, blob=blob))
+    return pb.ClientFrame(answer=pb.Answer(reply_to=reply_to, document=document, blobs=[blob] if blob else []))
 
 
 class RawClient:

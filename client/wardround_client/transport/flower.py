@@ -22,8 +22,8 @@ MESSAGE_TTL_S = 365 * 86_400.0
 """Replies inherit what is left of it; deadlines are the study's, so it must only be long."""
 
 
-def unpack(received: Message) -> tuple[bytes, BlobRef | None]:
-    """Return (document, blob) of a message.
+def unpack(received: Message) -> tuple[bytes, tuple[BlobRef, ...]]:
+    """Return (document, blobs) of a message.
 
     Raises:
         ProtocolError: an error message or foreign content.
@@ -38,7 +38,7 @@ def unpack(received: Message) -> tuple[bytes, BlobRef | None]:
 def to_message(work: Work, *, node: int, run_id: int = 1) -> Message:
     """Return a request as the Flower message that a `ClientApp` takes; `node` is this site's id."""
     return message(
-        pack(work.document, work.blob),
+        pack(work.document, work.blobs),
         Metadata(
             run_id=run_id,
             message_id=work.message_id,
@@ -61,8 +61,8 @@ def to_answer(reply: Message, work: Work) -> Answer:
     Raises:
         ProtocolError: the reply is an error or not ours.
     """
-    document, blob = unpack(reply)
-    return Answer(reply_to=work.message_id, study=work.study, document=document, blob=blob)
+    document, blobs = unpack(reply)
+    return Answer(reply_to=work.message_id, study=work.study, document=document, blobs=blobs)
 
 
 def failed_locally(work: Work) -> Answer:

@@ -1,14 +1,15 @@
 """Handling work, one piece at a time, in a thread of its own.
 
-For each work: (1) its blob is fetched, (2) `handle` makes the reply, (3) the reply's blob is put,
+For each work: (1) its blobs are fetched, (2) `handle` makes the reply, (3) the reply's blobs are put,
 (4) the answer is handed back. A work that was answered before is answered with the same bytes, after
-looking that the blob is still there. Whatever `handle` raises becomes the generic `failed-locally`;
+looking that the blobs are still there. Whatever `handle` raises becomes the generic `failed-locally`;
 the reason goes to the local log only.
 """
 
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 from flwr.app import Message
@@ -125,9 +126,8 @@ class Worker:
     def _answer(self, work: Work, known: Answer | None) -> Answer | None:
         try:
             answer = known or self._handled(work)
-            if answer is not None and answer.blob is not None:
-                blob = answer.blob
-                self._transfer(lambda calls: put_blob(calls, self._blobs, work.study, blob))
+            for blob in answer.blobs if answer is not None else ():
+                self._transfer(partial(put_blob, store=self._blobs, study=work.study, blob=blob))
             return answer
         except EnrolmentError as error:
             log.info("work dropped", message_id=work.message_id, code=error.code, reason=error.message)
@@ -137,8 +137,8 @@ class Worker:
             return failed_locally(work)
 
     def _handled(self, work: Work) -> Answer | None:
-        if (blob := work.blob) is not None:
-            self._transfer(lambda calls: fetch_blob(calls, self._blobs, work.study, blob))
+        for blob in work.blobs:
+            self._transfer(partial(fetch_blob, store=self._blobs, study=work.study, blob=blob))
         self._started(work)
         try:
             return to_answer(self._handle(to_message(work, node=self._node)), work)

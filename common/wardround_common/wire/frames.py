@@ -13,7 +13,7 @@ from wardround_common.documents import MAX_DOCUMENT_BYTES
 from wardround_common.errors import ProtocolError
 from wardround_common.rounds import BlobRef
 from wardround_common.wire import wardround_pb2 as pb
-from wardround_common.wire.limits import MAX_BLOB_BYTES, MAX_ID_BYTES, MAX_STUDIES
+from wardround_common.wire.limits import MAX_BLOB_BYTES, MAX_BLOBS, MAX_ID_BYTES, MAX_STUDIES
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID_BYTES}}}")
@@ -30,7 +30,7 @@ class Work:
     group_id: str
     study: str  # digest
     document: bytes  # canonical JSON, not parsed here
-    blob: BlobRef | None = None
+    blobs: tuple[BlobRef, ...] = ()
 
     @classmethod
     def from_proto(cls, work: pb.Work) -> Self:
@@ -45,7 +45,7 @@ class Work:
             group_id=_matching(_ID, work.group_id, "group id") if work.group_id else "",
             study=study_digest(work.study),
             document=_document(work.document),
-            blob=_optional_blob(work, work.study),
+            blobs=_blobs(work, work.study),
         )
 
     def to_proto(self) -> pb.Work:
@@ -56,7 +56,7 @@ class Work:
             group_id=self.group_id,
             study=self.study,
             document=self.document,
-            blob=blob_to_proto(self.study, self.blob) if self.blob else None,
+            blobs=[blob_to_proto(self.study, blob) for blob in self.blobs],
         )
 
 
@@ -65,22 +65,22 @@ class Answer:
     """One hospital's reply to one `Work`."""
 
     reply_to: str
-    study: str  # digest; on the wire only inside `blob`
+    study: str  # digest; on the wire only inside `blobs`
     document: bytes  # canonical JSON, not parsed here
-    blob: BlobRef | None = None
+    blobs: tuple[BlobRef, ...] = ()
 
     @classmethod
     def from_proto(cls, answer: pb.Answer, *, study: str) -> Self:
         """Return the validated answer to a work of `study`.
 
         Raises:
-            ProtocolError: a field is out of bounds, or the blob belongs to another study.
+            ProtocolError: a field is out of bounds, or a blob belongs to another study.
         """
         return cls(
             reply_to=message_id(answer.reply_to),
             study=study,
             document=_document(answer.document),
-            blob=_optional_blob(answer, study),
+            blobs=_blobs(answer, study),
         )
 
     def to_proto(self) -> pb.Answer:
@@ -88,7 +88,7 @@ class Answer:
         return pb.Answer(
             reply_to=self.reply_to,
             document=self.document,
-            blob=blob_to_proto(self.study, self.blob) if self.blob else None,
+            blobs=[blob_to_proto(self.study, blob) for blob in self.blobs],
         )
 
 
@@ -143,13 +143,13 @@ def invalid_frame(why: str) -> ProtocolError:
     )
 
 
-def _optional_blob(message: pb.Work | pb.Answer, study: str) -> BlobRef | None:
-    if not message.HasField("blob"):
-        return None
-    its_study, blob = blob_from_proto(message.blob)
-    if its_study != study:
-        raise invalid_frame("the blob belongs to another study")
-    return blob
+def _blobs(message: pb.Work | pb.Answer, study: str) -> tuple[BlobRef, ...]:
+    if len(message.blobs) > MAX_BLOBS:
+        raise invalid_frame(f"{len(message.blobs)} blobs where at most {MAX_BLOBS} are allowed")
+    found = [blob_from_proto(blob) for blob in message.blobs]
+    if any(its_study != study for its_study, _ in found):
+        raise invalid_frame("a blob belongs to another study")
+    return tuple(blob for _, blob in found)
 
 
 def _document(data: bytes) -> bytes:

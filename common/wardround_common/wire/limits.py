@@ -15,8 +15,11 @@ MAX_FRAME_BYTES = MAX_DOCUMENT_BYTES + 64 * 1024
 MAX_BLOB_BYTES = 4 << 30
 """A full rank-256 adapter of a 70-billion-parameter model has about 3 GiB in float32."""
 
+MAX_BLOBS = 2
+"""Blobs that one message names: a plan under secure aggregation names the adapter and the masks' kit."""
+
 MAX_OPEN_BLOBS = 4
-"""Blobs that one site may have put for one study and not yet answered with: an answer has one."""
+"""Blobs that one site may have put for one study and not yet answered with: an answer has at most two."""
 
 MAX_QUEUED_WORK = 64
 """Unanswered messages per site. A study has at most two a round; 32 studies are more than a site runs."""

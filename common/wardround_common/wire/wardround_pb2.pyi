@@ -61,30 +61,30 @@ class Welcome(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("message_id", "message_type", "group_id", "study", "document", "blob")
+    __slots__ = ("message_id", "message_type", "group_id", "study", "document", "blobs")
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_TYPE_FIELD_NUMBER: _ClassVar[int]
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
-    BLOB_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
     message_id: str
     message_type: str
     group_id: str
     study: str
     document: bytes
-    blob: BlobRef
-    def __init__(self, message_id: _Optional[str] = ..., message_type: _Optional[str] = ..., group_id: _Optional[str] = ..., study: _Optional[str] = ..., document: _Optional[bytes] = ..., blob: _Optional[_Union[BlobRef, _Mapping]] = ...) -> None: ...
+    blobs: _containers.RepeatedCompositeFieldContainer[BlobRef]
+    def __init__(self, message_id: _Optional[str] = ..., message_type: _Optional[str] = ..., group_id: _Optional[str] = ..., study: _Optional[str] = ..., document: _Optional[bytes] = ..., blobs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("reply_to", "document", "blob")
+    __slots__ = ("reply_to", "document", "blobs")
     REPLY_TO_FIELD_NUMBER: _ClassVar[int]
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
-    BLOB_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
     reply_to: str
     document: bytes
-    blob: BlobRef
-    def __init__(self, reply_to: _Optional[str] = ..., document: _Optional[bytes] = ..., blob: _Optional[_Union[BlobRef, _Mapping]] = ...) -> None: ...
+    blobs: _containers.RepeatedCompositeFieldContainer[BlobRef]
+    def __init__(self, reply_to: _Optional[str] = ..., document: _Optional[bytes] = ..., blobs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ()

@@ -80,7 +80,7 @@ class AnswerChecker:
     read: Callable[[BlobRef], bytes]
     unseal: Callable[[bytes, int, str], bytes]
 
-    def check(self, site: str, document: bytes, blob: BlobRef | None) -> AcceptedAnswer:
+    def check(self, site: str, document: bytes, blobs: tuple[BlobRef, ...]) -> AcceptedAnswer:
         """Return the verified answer of `site`.
 
         Raises:
@@ -90,7 +90,7 @@ class AnswerChecker:
         answer = self._parse(document)  # (1)
         header = self._header(site, answer)  # (2)
         self._record(site, answer)  # (3)
-        if blob != header.sealed:
+        if blobs != (header.sealed,):
             raise _rejected("bad-digest", "the answer's blob is not the one that its header names")
         sealed = _guarded("bad-digest", lambda: self.read(header.sealed))  # (4)
         plaintext = _guarded("undecryptable", lambda: self.unseal(sealed, self.plan.round, site))  # (5)

@@ -1,7 +1,7 @@
 """Sending one kind of message to many sites and taking the replies as they arrive.
 
 Rules.
-- Message content is a canonical document and, beside it, a blob reference; the one record layout
+- Message content is a canonical document and, beside it, blob references; the one record layout
   of `pack` and `unpack`.
 - Replies are yielded as they come, so that what they name can be added up and dropped.
 - What nobody waits for any more is withdrawn, so that a hospital that returns late spends nothing on it
@@ -22,12 +22,12 @@ from wardround_server.transport.flower import pack
 
 
 def send(
-    grid: Grid, desk: Desk, kind: str, group: str, content: Mapping[str, tuple[Document, BlobRef | None]]
+    grid: Grid, desk: Desk, kind: str, group: str, content: Mapping[str, tuple[Document, tuple[BlobRef, ...]]]
 ) -> dict[str, str]:
     """Push one message of type `kind` to every site in `content`; return message id to site."""
     messages = [
-        grid.create_message(pack(document.to_bytes(), blob), kind, desk.nodes[site], group)
-        for site, (document, blob) in content.items()
+        grid.create_message(pack(document.to_bytes(), blobs), kind, desk.nodes[site], group)
+        for site, (document, blobs) in content.items()
     ]
     return dict(zip(grid.push_messages(messages), content, strict=True))
 

@@ -194,7 +194,7 @@ class WardStrategy(Strategy):
         checker = AnswerChecker(
             study=desk.study, plan=plan, specs=desk.layout.trained, read=desk.blobs.read, unseal=desk.unseal
         )
-        pending = send(grid, desk, "train", f"{plan.round}.train", dict.fromkeys(desk.sites, (plan, plan.adapter)))
+        pending = send(grid, desk, "train", f"{plan.round}.train", dict.fromkeys(desk.sites, (plan, (plan.adapter,))))
         late = set(desk.sites)
 
         def waiting(missing: list[str]) -> None:

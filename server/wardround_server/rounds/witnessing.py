@@ -67,7 +67,7 @@ def _ask(grid: Grid, desk: Desk, state: RoundState, round_: int, offers: Mapping
         _report(desk, round_, f"waiting for cosignatures of {', '.join(missing)}")
 
     group = f"{round_}.cosign"
-    pending = send(grid, desk, "query.cosign", group, {site: (offer, None) for site, offer in offers.items()})
+    pending = send(grid, desk, "query.cosign", group, {site: (offer, ()) for site, offer in offers.items()})
     for site, reply in replies(grid, desk, pending, enough=lambda: len(tally.lines) >= quorum, waiting=waiting):
         answer, size = _answer(desk, site, offers[site], reply), note_size(offers[site].checkpoint)
         if answer is None:

@@ -23,8 +23,8 @@ _TASK = 1
 """Flower's task ids have no meaning here, but must not be absent."""
 
 
-def unpack(received: Message) -> tuple[bytes, BlobRef | None]:
-    """Return (document, blob) of a message.
+def unpack(received: Message) -> tuple[bytes, tuple[BlobRef, ...]]:
+    """Return (document, blobs) of a message.
 
     Raises:
         ProtocolError: an error message or foreign content.
@@ -66,7 +66,7 @@ def to_work(request: Message, *, study: str, message_id: str) -> Work:
     Raises:
         ProtocolError: not a wardround message.
     """
-    document, blob = unpack(request)
+    document, blobs = unpack(request)
     metadata = request.metadata
     return Work(
         message_id=message_id,
@@ -74,14 +74,14 @@ def to_work(request: Message, *, study: str, message_id: str) -> Work:
         group_id=metadata.group_id,
         study=study,
         document=document,
-        blob=blob,
+        blobs=blobs,
     )
 
 
 def to_reply(answer: Answer, *, request: Metadata, message_id: str) -> Message:
     """Return a hospital's answer as the reply to the message with metadata `request`."""
     return message(
-        pack(answer.document, answer.blob),
+        pack(answer.document, answer.blobs),
         Metadata(
             run_id=request.run_id,
             message_id=str(uuid.uuid4()),

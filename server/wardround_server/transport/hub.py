@@ -181,7 +181,7 @@ class Hub:
             EnrolmentError: it does not.
         """
         works = self.outstanding(site)
-        if not any(work.study == study and work.blob == blob for work in works):
+        if not any(work.study == study and blob in work.blobs for work in works):
             raise failures.blob_not_allowed("no unanswered request to this site names this blob")
 
     def require_put(self, site: str, study: str, blob: BlobRef) -> None:

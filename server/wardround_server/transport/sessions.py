@@ -146,7 +146,7 @@ class Sessions:
             log.info("answer dropped: none is awaited", site=site)
             return
         answer = Answer.from_proto(message, study=work.study)
-        if answer.blob is not None and not self._blobs.has(answer.blob):
+        if not all(self._blobs.has(blob) for blob in answer.blobs):
             raise ProtocolError(
                 "answer-blob-missing",
                 f"the answer of {site} names a blob that it has not put",

@@ -75,7 +75,7 @@ def test_an_upload_cut_by_the_line_is_resumed_and_not_begun_again(ward):
 
     def handle(message):
         proxy.limit = 1_500_000
-        return Message(pack(b"made", made), reply_to=message)
+        return Message(pack(b"made", (made,)), reply_to=message)
 
     with Proxy() as proxy:
         connection = dataclasses.replace(site.connection, proxy=proxy.url)
@@ -84,7 +84,7 @@ def test_an_upload_cut_by_the_line_is_resumed_and_not_begun_again(ward):
         with running(session):
             ward.hub.post("north", Work(message_id="m", message_type="train", group_id="", study=STUDY, document=b"x"))
             answer = ward.hub.wait(["m"], 20)["m"]
-    assert ward.blobs.read(answer.blob) == data
+    assert ward.blobs.read(answer.blobs[0]) == data
     assert len(proxy.tunnels) == 3  # session, the upload that was cut, the upload that resumed
 
 
@@ -266,7 +266,7 @@ def test_a_rotten_update_is_not_sent_for_ever(ward):
     replies = []
 
     def handle(message):
-        return Message(pack(b"made", blob), reply_to=message)
+        return Message(pack(b"made", (blob,)), reply_to=message)
 
     with running(ward.site.session(handle)):
         ward.hub.post("north", Work(message_id="r", message_type="train", group_id="", study=STUDY, document=b"x"))

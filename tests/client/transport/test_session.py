@@ -27,11 +27,11 @@ FAILED = b'{"code":"failed-locally","format":"wardround/refused/1"}'
 
 def work(document=b"plan", blob=None, **changes):
     fields = {"message_id": str(uuid.uuid4()), "message_type": "train", "group_id": "1", "study": STUDY}
-    return Work(**(fields | {"document": document, "blob": blob} | changes))
+    return Work(**(fields | {"document": document, "blobs": (blob,) if blob else ()} | changes))
 
 
 def reply(message, document, blob=None):
-    return Message(pack(document, blob), reply_to=message)
+    return Message(pack(document, (blob,) if blob else ()), reply_to=message)
 
 
 class Handler:
@@ -111,13 +111,13 @@ def test_blobs_are_there_before_and_after(ward, site):
     given = ward.blobs.put(data)
 
     def handle(message):
-        assert site.blobs.read(unpack(message)[1]) == data
+        assert site.blobs.read(unpack(message)[1][0]) == data
         return reply(message, b"made", site.blobs.put(data[::-1]))
 
     with running(site.session(handle)):
         (id_,) = ask(ward, work(blob=given))
         answer = ward.hub.wait([id_], 15)[id_]
-    assert ward.blobs.read(answer.blob) == data[::-1]
+    assert ward.blobs.read(answer.blobs[0]) == data[::-1]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_server_that_lost_the_blob_gets_it_again(ward, site):
         ask(ward, one)  # a server that forgot the answer asks again
         ward.start()
         answer = ward.hub.wait([id_], 15)[id_]
-    assert ward.blobs.read(answer.blob) == b"update" * 100
+    assert ward.blobs.read(answer.blobs[0]) == b"update" * 100
     assert len(made) == 1
 
 
@@ -269,7 +269,7 @@ def test_a_download_is_resumed(ward, site):
     site.blobs.remove(blob)
     ward.stop()
     ward.start(Cutting)
-    with running(site.session(lambda message: reply(message, b"%d" % len(site.blobs.read(unpack(message)[1]))))):
+    with running(site.session(lambda message: reply(message, b"%d" % len(site.blobs.read(unpack(message)[1][0]))))):
         assert answers(ward, ask(ward, work(blob=blob))) == [b"1024000"]
     assert Cutting.cuts == 3
 

@@ -18,7 +18,7 @@ def proto(**changes):
         "group_id": "1",
         "study": STUDY,
         "document": b"{}",
-        "blob": frames.blob_to_proto(STUDY, BLOB),
+        "blobs": [frames.blob_to_proto(STUDY, BLOB)],
     }
     return pb.Work(**(fields | changes))
 
@@ -26,9 +26,9 @@ def proto(**changes):
 def test_work_and_answer_round_trip():
     work = frames.Work.from_proto(proto())
     assert frames.Work.from_proto(work.to_proto()) == work
-    assert work.blob == BLOB
-    assert frames.Work.from_proto(proto(blob=None, group_id="")).blob is None
-    answer = frames.Answer(reply_to="m-1", study=STUDY, document=b"{}", blob=BLOB)
+    assert work.blobs == (BLOB,)
+    assert frames.Work.from_proto(proto(blobs=[], group_id="")).blobs == ()
+    answer = frames.Answer(reply_to="m-1", study=STUDY, document=b"{}", blobs=(BLOB,))
     assert frames.Answer.from_proto(answer.to_proto(), study=STUDY) == answer
 
 
@@ -47,10 +47,11 @@ def test_work_and_answer_round_trip():
         {"study": "demo"},
         {"study": STUDY + "\n"},
         {"document": b"x" * (MAX_DOCUMENT_BYTES + 1)},
-        {"blob": pb.BlobRef(study=STUDY, digest="../../etc/passwd", length=1)},
-        {"blob": pb.BlobRef(study=STUDY, digest=BLOB.digest.upper(), length=1)},
-        {"blob": pb.BlobRef(study=STUDY, digest=BLOB.digest, length=limits.MAX_BLOB_BYTES + 1)},
-        {"blob": pb.BlobRef(study=BLOB.digest, digest=BLOB.digest, length=1)},
+        {"blobs": [pb.BlobRef(study=STUDY, digest="../../etc/passwd", length=1)]},
+        {"blobs": [pb.BlobRef(study=STUDY, digest=BLOB.digest.upper(), length=1)]},
+        {"blobs": [pb.BlobRef(study=STUDY, digest=BLOB.digest, length=limits.MAX_BLOB_BYTES + 1)]},
+        {"blobs": [pb.BlobRef(study=BLOB.digest, digest=BLOB.digest, length=1)]},
+        {"blobs": [frames.blob_to_proto(STUDY, BLOB)] * (limits.MAX_BLOBS + 1)},
     ],
 )
 def test_hostile_work_is_refused(changes):
@@ -63,7 +64,7 @@ def test_hostile_answers_are_refused():
     for answer in (
         pb.Answer(reply_to="", document=b""),
         pb.Answer(reply_to="m", document=b"x" * (MAX_DOCUMENT_BYTES + 1)),
-        pb.Answer(reply_to="m", blob=frames.blob_to_proto(BLOB.digest, BLOB)),
+        pb.Answer(reply_to="m", blobs=[frames.blob_to_proto(BLOB.digest, BLOB)]),
     ):
         with pytest.raises(ProtocolError):
             frames.Answer.from_proto(answer, study=STUDY)

@@ -64,7 +64,7 @@ def test_honest_answer_is_accepted_with_its_tensors(bench: Bench):
     answer, sealed = honest_answer(
         bench.cast, bench.study, bench.plan, SITE, bench.blobs, small_update(bench.layout, 0.25)
     )
-    accepted = bench.checker.check(SITE, answer.to_bytes(), sealed)
+    accepted = bench.checker.check(SITE, answer.to_bytes(), (sealed,))
     assert isinstance(accepted, AcceptedAnswer)
     assert all(np.all(tensor == 0.25) for tensor in accepted.tensors.values())
     assert accepted.header.plan == bench.plan.sha256()
@@ -73,7 +73,7 @@ def test_honest_answer_is_accepted_with_its_tensors(bench: Bench):
 @pytest.mark.parametrize("code", ["refused", "failed-locally", "busy"])
 def test_refusal_is_passed_on(bench: Bench, code: str):
     with pytest.raises(AnswerRefused) as caught:
-        bench.checker.check(SITE, Refused(code=code).to_bytes(), None)
+        bench.checker.check(SITE, Refused(code=code).to_bytes(), ())
     assert caught.value.code == code
 
 
@@ -94,14 +94,14 @@ def test_header_that_names_something_else_is_rejected(bench: Bench, attack: str)
     # The record of the true site and round is signed along, so that only the header is at fault.
     record = bench.study.mechanism(SITE, 1)
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, bench.answer(sealed, record=record, **changes), sealed)
+        bench.checker.check(SITE, bench.answer(sealed, record=record, **changes), (sealed,))
     assert caught.value.reason == reason
 
 
 def test_signature_of_another_member_is_rejected(bench: Bench):
     sealed = bench.good()
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, bench.answer(sealed, signer=SITES[1]), sealed)
+        bench.checker.check(SITE, bench.answer(sealed, signer=SITES[1]), (sealed,))
     assert caught.value.reason == "bad-signature"
 
 
@@ -109,28 +109,28 @@ def test_record_with_less_noise_is_rejected(bench: Bench):
     weaker = bench.study.mechanism(SITE, 1).model_copy(update={"noise_multiplier": 0.5})
     sealed = bench.good()
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, bench.answer(sealed, record=weaker), sealed)
+        bench.checker.check(SITE, bench.answer(sealed, record=weaker), (sealed,))
     assert caught.value.reason == "wrong-study"
 
 
 def test_blob_that_the_header_does_not_name_is_rejected(bench: Bench):
     other = bench.sealed(b"else")
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, bench.answer(bench.good()), other)
+        bench.checker.check(SITE, bench.answer(bench.good()), (other,))
     assert caught.value.reason == "bad-digest"
 
 
 def test_missing_blob_is_rejected(bench: Bench):
     missing = BlobRef(digest=sha256_digest(b"never sent"), length=10)
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, bench.answer(missing), missing)
+        bench.checker.check(SITE, bench.answer(missing), (missing,))
     assert caught.value.reason == "bad-digest"
 
 
 def test_update_sealed_for_another_round_is_rejected(bench: Bench):
     sealed = bench.sealed(encode_tensors(small_update(bench.layout)), round_=2)
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, bench.answer(sealed), sealed)
+        bench.checker.check(SITE, bench.answer(sealed), (sealed,))
     assert caught.value.reason == "undecryptable"
 
 
@@ -162,12 +162,12 @@ def _one_tensor_missing(bench: Bench) -> bytes:
 def test_update_with_wrong_content_is_rejected(bench: Bench, forge: Callable[[Bench], bytes], reason: str):
     sealed = bench.sealed(forge(bench))
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, bench.answer(sealed), sealed)
+        bench.checker.check(SITE, bench.answer(sealed), (sealed,))
     assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("document", [b"", b"{", b"[]", b"{}", canonical_json({"format": "wardround/round-answer/1"})])
 def test_garbage_is_malformed(bench: Bench, document: bytes):
     with pytest.raises(AnswerRejected) as caught:
-        bench.checker.check(SITE, document, None)
+        bench.checker.check(SITE, document, ())
     assert caught.value.reason == "malformed"

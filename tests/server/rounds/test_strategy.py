@@ -53,7 +53,7 @@ class Site:
         return self.reply(message, self.cosign(CheckpointOffer.from_bytes(document)), None)
 
     def reply(self, message: Message, document, blob) -> Message:
-        return Message(pack(document.to_bytes(), blob), reply_to=message)
+        return Message(pack(document.to_bytes(), (blob,) if blob else ()), reply_to=message)
 
     def train(self, plan: RoundPlan):
         self.plans.append(plan)

@@ -29,8 +29,8 @@ def hospital(site):
 
     @app.train()
     def train(message, context):
-        document, blob = unpack(message)
-        made = site.blobs.put(site.blobs.read(blob) * 2) if blob else None
+        document, blobs = unpack(message)
+        made = tuple(site.blobs.put(site.blobs.read(blob) * 2) for blob in blobs)
         return Message(pack(document + b" by " + site.name.encode(), made), reply_to=message)
 
     @app.query("cosign")
@@ -68,7 +68,9 @@ def test_a_server_app_runs_rounds_on_our_grid(three):
     @app.main()
     def main(grid, context):
         for round_ in range(1, 6):
-            messages = [grid.create_message(pack(b"plan", blob), "train", n, str(round_)) for n in grid.get_node_ids()]
+            messages = [
+                grid.create_message(pack(b"plan", (blob,)), "train", n, str(round_)) for n in grid.get_node_ids()
+            ]
             results.append(list(grid.send_and_receive(messages, timeout=20)))
 
     app(grid_of(three), context())
@@ -76,7 +78,7 @@ def test_a_server_app_runs_rounds_on_our_grid(three):
     for round_, replies in enumerate(results, 1):
         assert {unpack(r)[0] for r in replies} == {b"plan by north", b"plan by south", b"plan by west"}
         assert {r.metadata.group_id for r in replies} == {str(round_)}
-        assert {three[0].blobs.read(unpack(r)[1]) for r in replies} == {b"adapteradapter"}
+        assert {three[0].blobs.read(unpack(r)[1][0]) for r in replies} == {b"adapteradapter"}
 
 
 def test_reply_metadata_is_what_flower_expects(three):
@@ -84,7 +86,7 @@ def test_reply_metadata_is_what_flower_expects(three):
     node = node_id(three[1]["south"])
     sent = grid.create_message(pack(b"x"), "query.cosign", node, "r1", ttl=60)
     (reply,) = grid.send_and_receive([sent], timeout=20)
-    assert unpack(reply) == (b"cosigned", None)
+    assert unpack(reply) == (b"cosigned", ())
     m = reply.metadata
     assert (m.run_id, m.src_node_id, m.dst_node_id, m.group_id) == (7, node, SERVER_NODE, "r1")
     assert (m.reply_to_message_id, m.message_type) == (sent.metadata.message_id, "query.cosign")
@@ -177,24 +179,29 @@ def test_misuse_of_the_grid(three):
 BLOB = BlobRef(digest="sha256:" + "a" * 64, length=3)
 
 
-@pytest.mark.parametrize("blob", [None, BLOB, BlobRef(digest=BLOB.digest, length=0)])
-def test_content_round_trip(blob):
-    assert unpack_content(pack(b"doc", blob)) == (b"doc", blob)
+@pytest.mark.parametrize("blobs", [(), (BLOB,), (BLOB, BlobRef(digest=BLOB.digest, length=0))])
+def test_content_round_trip(blobs):
+    assert unpack_content(pack(b"doc", blobs)) == (b"doc", blobs)
+
+
+NO_BLOBS = {"document": b"x", "blob_digests": [], "blob_lengths": []}
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        {"document": b"x", "blob_digest": "", "blob_length": 0, "extra": 1},
-        {"document": b"x", "blob_digest": ""},
-        {"document": "x", "blob_digest": "", "blob_length": 0},
-        {"document": b"x", "blob_digest": b"", "blob_length": 0},
-        {"document": b"x", "blob_digest": "", "blob_length": 0.0},
-        {"document": b"x", "blob_digest": "", "blob_length": True},
-        {"document": b"x", "blob_digest": "", "blob_length": 1},
-        {"document": b"x", "blob_digest": "../x", "blob_length": 1},
-        {"document": b"x", "blob_digest": BLOB.digest, "blob_length": -1},
-        {"document": b"x" * ((1 << 20) + 1), "blob_digest": "", "blob_length": 0},
+        {**NO_BLOBS, "extra": 1},
+        {"document": b"x", "blob_digests": []},
+        {**NO_BLOBS, "document": "x"},
+        {**NO_BLOBS, "blob_digests": ""},
+        {**NO_BLOBS, "blob_lengths": 0},
+        {**NO_BLOBS, "blob_lengths": [1]},
+        {**NO_BLOBS, "blob_digests": [BLOB.digest], "blob_lengths": [1.0]},
+        {**NO_BLOBS, "blob_digests": [BLOB.digest], "blob_lengths": [True]},
+        {**NO_BLOBS, "blob_digests": ["../x"], "blob_lengths": [1]},
+        {**NO_BLOBS, "blob_digests": [BLOB.digest], "blob_lengths": [-1]},
+        {**NO_BLOBS, "blob_digests": [BLOB.digest] * 3, "blob_lengths": [1] * 3},
+        {**NO_BLOBS, "document": b"x" * ((1 << 20) + 1)},
     ],
 )
 def test_foreign_records_are_refused(record):

@@ -16,7 +16,9 @@ def blob(n=0):
 
 
 def work(id_="m1", study=STUDY, blob_=None):
-    return Work(message_id=id_, message_type="train", group_id="1", study=study, document=b"{}", blob=blob_)
+    return Work(
+        message_id=id_, message_type="train", group_id="1", study=study, document=b"{}", blobs=(blob_,) if blob_ else ()
+    )
 
 
 def answer(id_="m1", study=STUDY, document=b"{}"):

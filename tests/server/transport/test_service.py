@@ -31,7 +31,12 @@ def ref(data):
 
 def post(ward, site="north", study=STUDY, blob=None):
     work = Work(
-        message_id=str(uuid.uuid4()), message_type="train", group_id="1", study=study, document=b"{}", blob=blob
+        message_id=str(uuid.uuid4()),
+        message_type="train",
+        group_id="1",
+        study=study,
+        document=b"{}",
+        blobs=(blob,) if blob else (),
     )
     ward.hub.post(site, work)
     return work.message_id
