@@ -51,9 +51,12 @@ class Price:
     """What records cost one unit at one site.
 
     `epsilon` holds at `delta` for neighbours by `adjacency`; `epsilon_rdp` is the second opinion.
+    `epsilon_replaced` is the same mechanism's ε at `delta` where one unit is replaced by another, a stronger claim
+    that some papers and laws mean by ε: it is larger, and shown beside the first.
     """
 
     epsilon: float
+    epsilon_replaced: float
     delta: float
     unit: Unit
     adjacency: Adjacency
@@ -64,7 +67,8 @@ class Price:
     def __str__(self) -> str:
         return (
             f"ε = {self.epsilon:g} at δ = {self.delta:g} per {self.unit} at this site "
-            f"({self.adjacency}; {self.accountant}; {self.steps} steps; RDP: {self.epsilon_rdp:.4g})"
+            f"({self.adjacency}; {self.accountant}; {self.steps} steps; RDP: {self.epsilon_rdp:.4g}; "
+            f"replace-one: {self.epsilon_replaced:g})"
         )
 
 
@@ -157,16 +161,10 @@ def _price_once(
             f"the plan's ε is about {upper:.3g}, above {MAX_EPSILON:g}: it protects nobody",
             next_step="ask the operator for a study with more noise or fewer rounds",
         )
-    epsilon = _epsilon_pld(composition, delta, upper)
-    lower = epsilon_attacked(composition, delta)
-    if not lower - ATTACK_SLACK <= epsilon <= upper + RDP_SLACK:
-        raise BudgetError(
-            "accounting-disagrees",
-            f"PLD says ε = {epsilon:.4g}, which is not between {lower:.4g} (attack) and {upper:.4g} (RDP)",
-            next_step="do not run the study; report this plan, one of the accountants is wrong",
-        )
+    epsilon = _checked(composition, delta, upper)
     return Price(
-        epsilon=math.ceil(epsilon * _DECIMALS) / _DECIMALS,
+        epsilon=epsilon,
+        epsilon_replaced=_checked(composition, delta, epsilon_rdp(composition, delta, replaced=True), replaced=True),
         delta=delta,
         unit=composition.unit,
         adjacency=composition.adjacency,
@@ -176,21 +174,36 @@ def _price_once(
     )
 
 
-def _epsilon_pld(composition: Composition, delta: float, upper: float) -> float:
+def _checked(composition: Composition, delta: float, upper: float, *, replaced: bool = False) -> float:
+    """Return PLD's ε, rounded up, if it lies between the attack and `upper`."""
+    epsilon = _epsilon_pld(composition, delta, upper, replaced=replaced)
+    lower = epsilon_attacked(composition, delta, replaced=replaced)
+    if not lower - ATTACK_SLACK <= epsilon <= upper + RDP_SLACK:
+        raise BudgetError(
+            "accounting-disagrees",
+            f"PLD says ε = {epsilon:.4g}, which is not between {lower:.4g} (attack) and {upper:.4g} (RDP)",
+            next_step="do not run the study; report this plan, one of the accountants is wrong",
+        )
+    return math.ceil(epsilon * _DECIMALS) / _DECIMALS
+
+
+def _epsilon_pld(composition: Composition, delta: float, upper: float, *, replaced: bool = False) -> float:
     """Return ε on the coarse grid, or on the fine one where the coarse grid's rounding shows."""
     epsilon = math.inf
     for grid in _GRIDS:
-        epsilon = _epsilon_on_grid(composition, delta, grid)
+        epsilon = _epsilon_on_grid(composition, delta, grid, replaced)
         if epsilon <= upper:
             break
     return epsilon
 
 
-def _epsilon_on_grid(composition: Composition, delta: float, grid: float) -> float:
+def _epsilon_on_grid(composition: Composition, delta: float, grid: float, replaced: bool) -> float:
     import dp_accounting
     from dp_accounting import pld
 
-    accountant = pld.PLDAccountant(value_discretization_interval=grid)
+    relations = dp_accounting.NeighboringRelation
+    relation = relations.REPLACE_ONE if replaced else relations.ADD_OR_REMOVE_ONE
+    accountant = pld.PLDAccountant(neighboring_relation=relation, value_discretization_interval=grid)
     for (rate, noise), count in composition.steps.items():
         event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
         accountant.compose(event, count)

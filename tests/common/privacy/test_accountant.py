@@ -62,6 +62,13 @@ def test_the_measured_table():
     assert "per record at this site (add-or-remove-one; PLD" in str(found)
 
 
+def test_the_other_adjacency_is_reported_beside_it():
+    """The measured table again: 4.194 where one unit is replaced instead of added or removed."""
+    found = price([record(round=r) for r in range(1, 21)], 1e-5)
+    assert found.epsilon_replaced == pytest.approx(4.194, abs=5e-4)
+    assert "replace-one: 4.19" in str(found)
+
+
 def test_opacus_rdp_and_prv_agree():
     """Opacus 1.6.0 prices the same plan; its PRV accountant is another implementation of loss distributions."""
     opacus = pytest.importorskip("opacus.accountants")
@@ -88,6 +95,14 @@ def test_one_gaussian_is_the_analytic_one():
         assert delta_of(epsilon - 2e-3, noise) > 1e-5
 
 
+def test_one_replaced_gaussian_is_the_analytic_one_with_twice_the_sensitivity():
+    for noise in (1.6, 4.0):
+        doubled = price([record(sample_rate=1.0, noise_multiplier=noise, steps=1)], 1e-5).epsilon_replaced
+        assert doubled == pytest.approx(
+            price([record(sample_rate=1.0, noise_multiplier=noise / 2, steps=1)], 1e-5).epsilon, abs=2e-3
+        )
+
+
 @given(
     rate=st.floats(1e-3, 1),
     noise=st.floats(0.5, 20),
@@ -102,11 +117,22 @@ def test_the_price_lies_between_the_attack_and_rdp(rate, noise, steps, delta):
         found = price([record(sample_rate=rate, noise_multiplier=noise, steps=steps)], delta)
         assert epsilon_attacked(composition, delta) <= found.epsilon + 1e-3
         assert found.epsilon <= upper + accountant.RDP_SLACK
+        assert epsilon_attacked(composition, delta, replaced=True) <= found.epsilon_replaced + 1e-3
+        assert found.epsilon - 1e-3 <= found.epsilon_replaced
+        assert found.epsilon_replaced <= epsilon_rdp(composition, delta, replaced=True) + accountant.RDP_SLACK
 
 
 def test_the_attack_is_sharp_without_sampling():
     composition = Composition(unit="record", adjacency="add-or-remove-one", steps={(1.0, 5.0): 20})
     assert epsilon_attacked(composition, 1e-5) == pytest.approx(3.848, abs=0.01)  # PLD: 3.8486
+
+
+def test_the_attack_on_a_replaced_unit_is_sharp_with_much_sampling():
+    """A bound computed with cancellation would come out above PLD here, which cannot be."""
+    composition = Composition(unit="record", adjacency="add-or-remove-one", steps={(0.5, 2.0): 50})
+    found = epsilon_attacked(composition, 1e-5, replaced=True)
+    assert 0 < accountant._price_once("record", "add-or-remove-one", (((0.5, 2.0), 50),), 1e-5).epsilon_replaced - found
+    assert found == pytest.approx(19.87, abs=0.02)
 
 
 @pytest.mark.parametrize("wrong", [0.9, 50.0, math.inf, math.nan])
