@@ -1,25 +1,26 @@
 """What this hospital's patients have spent of their privacy, and what it answered: durable and never forgotten.
 
 Rules.
-- One ledger for one space of patient identifiers: all studies of a hospital share its lifetime cap.
-- Approval reserves the *whole* plan, spare rounds included, or nothing. The cap is a Rényi filter (`privacy.lifetime`).
+- One budget for one space of patient identifiers: all studies of a hospital share its lifetime cap, unless a person
+  declared, and a check showed, that a data set is about other patients (`spaces`). Editing a file changes nothing here.
+- Approval reserves the *whole* plan, spare rounds included, or nothing. The cap is a Rényi filter (`ledger_budget`).
 - A round is spent from the moment it begins, whether or not it is ever answered; training starts after that.
 - One round has one plan and one answer. The same plan again gets the same stored bytes; another plan is refused.
 - The answer is stored before a byte of it leaves. `begin`, `commit` and `reserve` return after fdatasync.
 - Only constants of studies are kept here: nothing about a patient, no count, no text.
-Not done here: the file (`ledger_store`), prices (`privacy.accountant`), torch (never imported).
+Not done here: the file (`ledger_store`), its rows (`ledger_rows`), prices (`privacy`), torch (never imported).
 
     >>> with Ledger.open(home.ledger, writer=True) as ledger:
     ...     ledger.begin(study.sha256(), 1, plan.sha256())
 """
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from wardround_client.ledger_budget import DEFAULT_SPACE, Budget, plan_of
 from wardround_client.ledger_rows import (
     Reserved,
     RoundRow,
@@ -35,9 +36,7 @@ from wardround_client.ledger_store import LedgerStore
 from wardround_common.documents import MAX_DOCUMENT_BYTES
 from wardround_common.errors import BudgetError, ProtocolError
 from wardround_common.privacy.accountant import Price, plan_price
-from wardround_common.privacy.composition import compose
-from wardround_common.privacy.lifetime import Cap, Lifetime, best_order, lifetime, needed_epsilon, renyi_epsilon
-from wardround_common.privacy.mechanism import SubsampledGaussian
+from wardround_common.privacy.lifetime import Cap
 from wardround_common.rounds import BlobRef
 from wardround_common.study import Study
 
@@ -77,45 +76,52 @@ class Ledger:
         """Close the file and let another daemon in."""
         self._store.close()
 
-    def reserve(self, study: Study, *, cap_epsilon: float, cap_delta: float) -> Price:
+    def reserve(self, study: Study, *, cap_epsilon: float, cap_delta: float, space: str = DEFAULT_SPACE) -> Price:
         """Reserve the whole plan of `study` and return its price; again for the same study changes nothing.
 
+        Args:
+            study: what was agreed.
+            cap_epsilon: the policy's lifetime budget, at `cap_delta`.
+            cap_delta: its δ.
+            space: whose budget it is charged to; a data set never moves to another one.
+
         Raises:
-            BudgetError: the lifetime budget does not suffice, the study was closed, or it cannot be priced.
+            BudgetError: the lifetime budget does not suffice, the study was closed, its data set is charged to another
+                budget, or it cannot be priced.
             StorageError: not stored.
         """
         price, cap = plan_price(study.privacy), Cap(epsilon=cap_epsilon, delta=cap_delta)
         with self._store.transaction():
-            order = self._room(study, cap)
-            if order is not None:
-                self._insert(study, price, order)
+            known = self._find(study.sha256())
+            if known is None:
+                self.require_space(study.task.dataset, space)
+                self._insert(study, price, self._budget(cap, space).require(study.name, plan_of(study)), space)
+            elif known.closed:
+                raise _closed(study.name)
         return price
 
-    def require_room(self, study: Study, *, cap_epsilon: float, cap_delta: float) -> None:
-        """Return if `reserve` would succeed now; nothing is stored.
+    def require_space(self, dataset: str, space: str) -> None:
+        """Return if nothing speaks against charging `dataset` to `space`.
 
         Raises:
-            BudgetError: as `reserve`.
+            BudgetError: it was charged to another budget before; changing that would forget what was spent.
         """
-        self._room(study, Cap(epsilon=cap_epsilon, delta=cap_delta))
+        for row in reserved(self._store):
+            before = row.space if row.dataset in (dataset, None) else space
+            if before != space:
+                raise BudgetError(
+                    "dataset-charged-elsewhere",
+                    f"data set {dataset} was charged to the budget of {before} by study {row.name}",
+                    next_step=f"leave it there: a budget of its own ({space}) would forget what was spent",
+                )
 
-    def remaining(self, *, cap_epsilon: float, cap_delta: float) -> Lifetime:
-        """Return what all reservations take of a cap, as a fraction.
+    def budget(self, *, cap_epsilon: float, cap_delta: float, space: str = DEFAULT_SPACE) -> Budget:
+        """Return a lifetime budget with all reservations in it.
 
         Raises:
             StorageError: the ledger cannot be read.
         """
-        order, plans = renyi_order(self._store), [row.charged for row in reserved(self._store)]
-        return lifetime(plans, Cap(epsilon=cap_epsilon, delta=cap_delta), order or 2)
-
-    def share(self, study: Study, *, cap_epsilon: float, cap_delta: float) -> float:
-        """Return the fraction of a cap that the whole plan of `study` takes, whether or not it is reserved.
-
-        Raises:
-            BudgetError: the plan cannot be priced.
-        """
-        cap, plan = Cap(epsilon=cap_epsilon, delta=cap_delta), _plan(study)
-        return lifetime([plan], cap, renyi_order(self._store) or best_order(plan, cap)).used
+        return self._budget(Cap(epsilon=cap_epsilon, delta=cap_delta), space)
 
     def began(self, study: str, round_: int) -> bool:
         """Return whether a round began; it is spent then.
@@ -167,17 +173,46 @@ class Ledger:
             if begun is None or begun[0] != plan:
                 raise _plan_changed(study, round_)
             if begun[1] is None:
-                self._store.execute(
-                    "UPDATE rounds SET header = ?, record = ?, sealed_digest = ?, sealed_length = ?, committed_at = ? "
-                    "WHERE study = ? AND round = ?",
-                    *(header, record, sealed.digest, sealed.length, int(self._clock()), study, round_),
-                )
+                self._write_answer(study, round_, answer)
             elif begun[1] != answer:
                 raise ProtocolError(
                     "round-already-answered",
                     f"round {round_} was answered with other bytes",
                     next_step="send the stored answer; nothing else may leave for this round",
                 )
+
+    def recover(self, study: str, round_: int, plan: str, answer: Stored) -> bool:
+        """Enter an answer that this site signed, but does not remember; return whether that was so.
+
+        Its ε is spent like any other's. See `restored` for who calls this and why.
+
+        Raises:
+            BudgetError: not reserved.
+            ProtocolError: the round began with another plan, or has another answer.
+            StorageError: not stored.
+        """
+        self._require_writer()
+        with self._store.transaction():
+            self._require_reserved(study)
+            begun = begun_round(self._store, study, round_)
+            if begun is None:
+                sql = "INSERT INTO rounds (study, round, plan, began_at, recovered) VALUES (?, ?, ?, ?, 1)"
+                self._store.execute(sql, study, round_, plan, int(self._clock()))
+            elif begun == (plan, answer):
+                return False
+            elif begun[0] != plan or begun[1] is not None:
+                raise _plan_changed(study, round_)
+            self._store.execute("UPDATE rounds SET recovered = 1 WHERE study = ? AND round = ?", study, round_)
+            self._write_answer(study, round_, answer)
+        return True
+
+    def _write_answer(self, study: str, round_: int, answer: Stored) -> None:
+        sealed = answer.sealed
+        self._store.execute(
+            "UPDATE rounds SET header = ?, record = ?, sealed_digest = ?, sealed_length = ?, committed_at = ? "
+            "WHERE study = ? AND round = ?",
+            *(answer.header, answer.record, sealed.digest, sealed.length, int(self._clock()), study, round_),
+        )
 
     def answer(self, study: str, round_: int) -> Stored | None:
         """Return the stored answer of a round, byte for byte, or None.
@@ -222,45 +257,19 @@ class Ledger:
         """Return every round that began, in that order."""
         return tuple(round_rows(self._store))
 
-    def _insert(self, study: Study, price: Price, order: int) -> None:
-        mechanism, rounds = _plan(study)
-        self._store.execute("INSERT OR IGNORE INTO lifetime_filter VALUES (1, ?)", order)
+    def _budget(self, cap: Cap, space: str) -> Budget:
+        plans = tuple(row.charged for row in reserved(self._store) if row.space == space)
+        return Budget(cap=cap, plans=plans, order=renyi_order(self._store, space))
+
+    def _insert(self, study: Study, price: Price, order: int, space: str) -> None:
+        mechanism, rounds = plan_of(study)
+        self._store.execute("INSERT OR IGNORE INTO filters VALUES (?, ?)", space, order)
         self._store.execute(
-            "INSERT INTO studies (study, name, mechanism, rounds, delta, epsilon, reserved_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO studies (study, name, mechanism, rounds, delta, epsilon, reserved_at, space, dataset, sites) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(study.sha256(), study.name, mechanism.to_bytes(), rounds, price.delta, price.epsilon),
-            int(self._clock()),
+            *(int(self._clock()), space, study.task.dataset, len(study.cohort.members)),
         )
-
-    def _room(self, study: Study, cap: Cap) -> int | None:
-        """Return the filter's order for a new reservation, None if the study is reserved already."""
-        known = self._find(study.sha256())
-        if known is not None and known.closed:
-            raise _closed(study.name)
-        return None if known is not None else self._require_room(study, cap)
-
-    def _require_room(self, study: Study, cap: Cap) -> int:
-        """Return the filter's order if the plan of `study` fits beside all reservations."""
-        plan, plans = _plan(study), [row.charged for row in reserved(self._store)]
-        order = renyi_order(self._store) or best_order(plan, cap)
-        left, needed = lifetime(plans, cap, order).left, lifetime([plan], cap, order).used
-        if lifetime([*plans, plan], cap, order).used <= 1:
-            return order
-        fits, enough = int(left / needed * plan[1]), self._enough([*plans, plan], cap.delta)
-        raise BudgetError(
-            "budget-insufficient",
-            f"study {study.name} needs {_percent(needed)} of the lifetime budget "
-            f"(ε = {cap.epsilon:g} at δ = {cap.delta:g} per {study.privacy.unit}); "
-            f"{_percent(left)} is left, {_percent(needed - left)} is missing",
-            next_step=f"ask the operator for at most {fits} rounds instead of {plan[1]}; "
-            f"with lifetime_epsilon {enough:.2f} it would fit",
-        )
-
-    def _enough(self, plans: list[tuple[SubsampledGaussian, int]], delta: float) -> float:
-        """Return a cap ε, rounded up to two decimals, into which `plans` fit."""
-        order = renyi_order(self._store)
-        epsilon = needed_epsilon(plans, delta, order) if order else renyi_epsilon(compose(plans), delta)
-        return math.ceil(epsilon * 100) / 100
 
     def _require_reserved(self, study: str) -> Reserved:
         row = self._find(study)
@@ -295,15 +304,6 @@ class Ledger:
 
     def _find(self, study: str) -> Reserved | None:
         return next((row for row in reserved(self._store) if row.study == study), None)
-
-
-def _plan(study: Study) -> tuple[SubsampledGaussian, int]:
-    """The record of one round (its site does not matter: all run the same) and how often it may run."""
-    return study.mechanism(study.cohort.members[0].name, 1), study.privacy.rounds + study.privacy.spare_rounds
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share < 10 else "over 1000%"
 
 
 def _closed(name: str) -> BudgetError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from wardround_client.ledger_store import LedgerStore
 from wardround_common.documents import Document
+from wardround_common.errors import BudgetError
 from wardround_common.privacy.accountant import Price, price_repeated
 from wardround_common.privacy.mechanism import Adjacency, SubsampledGaussian, Unit
 from wardround_common.rounds import BlobRef
@@ -33,18 +34,29 @@ class RoundRow:
     plan: str
     began_at: int
     committed_at: int | None
+    recovered: bool  # entered from the audit trail, after an old copy of this site was restored
+    mechanism: SubsampledGaussian
+    space: str
 
 
 class StudyRow(Document):
-    """What one study spent so far (`epsilon`) and what its whole plan may cost (`epsilon_reserved`)."""
+    """What one study spent so far (`epsilon`) and what its whole plan may cost (`epsilon_reserved`).
+
+    `epsilon_replaced` is `epsilon` under the replace-one relation; `epsilon_every_site` is the worst case for a
+    unit that is present at every one of the study's `sites`, None where that is beyond any protection.
+    """
 
     study: str  # name
     digest: str
+    space: str
+    sites: int
     rounds_spent: int
     rounds_reserved: int
     closed: bool
     epsilon: float
     epsilon_reserved: float
+    epsilon_replaced: float
+    epsilon_every_site: float | None
     delta: float
     unit: Unit
     adjacency: Adjacency
@@ -62,6 +74,9 @@ class Reserved:
     delta: float
     epsilon: float
     closed: bool
+    space: str
+    dataset: str | None
+    sites: int
     begun: int
 
     @property
@@ -74,11 +89,21 @@ class Reserved:
         """The price of the rounds that began, or None if none did."""
         return price_repeated([(self.mechanism, self.begun)], self.delta) if self.begun else None
 
+    @property
+    def at_every_site(self) -> float | None:
+        """ε of a unit that is present at every member, of the rounds that began; None if it is beyond any price."""
+        if not self.begun:
+            return 0.0
+        try:
+            return price_repeated([(self.mechanism, self.begun * self.sites)], self.delta).epsilon
+        except BudgetError:
+            return None
+
 
 def reserved(store: LedgerStore) -> list[Reserved]:
     """Return all studies in the order of their reservation."""
     found = store.query(
-        "SELECT study, name, mechanism, rounds, delta, epsilon, closed, "
+        "SELECT study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, "
         "(SELECT count(*) FROM rounds WHERE rounds.study = studies.study) FROM studies ORDER BY studies.rowid"
     )
     return [
@@ -90,9 +115,12 @@ def reserved(store: LedgerStore) -> list[Reserved]:
             delta=delta,
             epsilon=epsilon,
             closed=bool(closed),
+            space=space,
+            dataset=dataset,
+            sites=sites,
             begun=begun,
         )
-        for study, name, mechanism, rounds, delta, epsilon, closed, begun in found
+        for study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, begun in found
     ]
 
 
@@ -113,15 +141,28 @@ def begun_round(store: LedgerStore, study: str, round_: int) -> tuple[str, Store
 def round_rows(store: LedgerStore) -> Sequence[RoundRow]:
     """Return every round that began, in that order."""
     found = store.query(
-        "SELECT study, name, round, plan, began_at, committed_at FROM rounds JOIN studies USING (study) "
-        "ORDER BY rounds.rowid"
+        "SELECT study, name, round, plan, began_at, committed_at, recovered, mechanism, space "
+        "FROM rounds JOIN studies USING (study) ORDER BY rounds.rowid"
     )
-    return [RoundRow(study=s, name=n, round=r, plan=p, began_at=b, committed_at=c) for s, n, r, p, b, c in found]
+    return [
+        RoundRow(
+            study=study,
+            name=name,
+            round=round_,
+            plan=plan,
+            began_at=began_at,
+            committed_at=committed_at,
+            recovered=bool(recovered),
+            mechanism=SubsampledGaussian.from_bytes(mechanism),
+            space=space,
+        )
+        for study, name, round_, plan, began_at, committed_at, recovered, mechanism, space in found
+    ]
 
 
-def renyi_order(store: LedgerStore) -> int | None:
-    """Return the lifetime filter's order, or None before the first reservation."""
-    found = store.query("SELECT renyi_order FROM lifetime_filter")
+def renyi_order(store: LedgerStore, space: str) -> int | None:
+    """Return the order of a space's lifetime filter, or None before its first reservation."""
+    found = store.query("SELECT renyi_order FROM filters WHERE space = ?", space)
     return int(found[0][0]) if found else None
 
 
@@ -131,11 +172,15 @@ def study_row(row: Reserved) -> StudyRow:
     return StudyRow(
         study=row.name,
         digest=row.study,
+        space=row.space,
+        sites=row.sites,
         rounds_spent=row.begun,
         rounds_reserved=row.charged[1],
         closed=row.closed,
         epsilon=price.epsilon if row.begun else 0.0,
         epsilon_reserved=row.epsilon,
+        epsilon_replaced=price.epsilon_replaced if row.begun else 0.0,
+        epsilon_every_site=row.at_every_site,
         delta=row.delta,
         unit=price.unit,
         adjacency=price.adjacency,

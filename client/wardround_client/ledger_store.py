@@ -28,7 +28,7 @@ PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys
 """Of every connection. With synchronous below FULL a power cut forgets commits (tests/client/test_ledger_disk.py)."""
 
 _APPLICATION = 0x77617264  # "ward"
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE studies (
     study       TEXT PRIMARY KEY,           -- digest
@@ -38,7 +38,10 @@ CREATE TABLE studies (
     delta       REAL NOT NULL CHECK (delta > 0),
     epsilon     REAL NOT NULL,              -- price of the whole plan when it was reserved
     closed      INTEGER NOT NULL DEFAULT 0 CHECK (closed IN (0, 1)),  -- 1: only rounds that began still count
-    reserved_at INTEGER NOT NULL            -- seconds since 1970, UTC
+    reserved_at INTEGER NOT NULL,           -- seconds since 1970, UTC
+    space       TEXT NOT NULL DEFAULT 'patients',     -- which patients' budget it is charged to
+    dataset     TEXT,                       -- NULL: reserved before the ledger noted it
+    sites       INTEGER NOT NULL DEFAULT 1 CHECK (sites > 0)  -- members of the study
 ) STRICT;
 CREATE TABLE rounds (
     study         TEXT NOT NULL REFERENCES studies (study),
@@ -50,15 +53,31 @@ CREATE TABLE rounds (
     sealed_digest TEXT,
     sealed_length INTEGER,
     committed_at  INTEGER,
+    recovered     INTEGER NOT NULL DEFAULT 0 CHECK (recovered IN (0, 1)),  -- 1: from the audit trail, after a restore
     PRIMARY KEY (study, round),
     CHECK ((header IS NULL) = (record IS NULL) AND (header IS NULL) = (sealed_digest IS NULL)
        AND (header IS NULL) = (sealed_length IS NULL) AND (header IS NULL) = (committed_at IS NULL))
 ) STRICT;
-CREATE TABLE lifetime_filter (
-    one          INTEGER PRIMARY KEY CHECK (one = 1),
-    renyi_order  INTEGER NOT NULL CHECK (renyi_order >= 2)  -- chosen with the first study, then kept
+CREATE TABLE filters (
+    space        TEXT PRIMARY KEY,
+    renyi_order  INTEGER NOT NULL CHECK (renyi_order >= 2)  -- chosen with the space's first study, then kept
 ) STRICT;
 """
+_UPGRADES = {
+    1: """
+ALTER TABLE studies ADD COLUMN space TEXT NOT NULL DEFAULT 'patients';
+ALTER TABLE studies ADD COLUMN dataset TEXT;
+ALTER TABLE studies ADD COLUMN sites INTEGER NOT NULL DEFAULT 1 CHECK (sites > 0);
+ALTER TABLE rounds ADD COLUMN recovered INTEGER NOT NULL DEFAULT 0 CHECK (recovered IN (0, 1));
+CREATE TABLE filters (
+    space        TEXT PRIMARY KEY,
+    renyi_order  INTEGER NOT NULL CHECK (renyi_order >= 2)
+) STRICT;
+INSERT INTO filters SELECT 'patients', renyi_order FROM lifetime_filter;
+DROP TABLE lifetime_filter
+"""
+}
+"""From each older format to the next, in one transaction; what was spent is never started anew."""
 
 
 class LedgerStore:
@@ -141,13 +160,11 @@ class LedgerStore:
                 os.fsync(self._side)
 
     def _check_or_create(self) -> None:
-        found = self._identity()
-        if found == (0, 0, 0):
+        application, version, tables = self._identity()
+        if (application, version, tables) == (0, 0, 0) or (application == _APPLICATION and version in _UPGRADES):
             with self.transaction():
-                if self._identity() == (0, 0, 0):  # not created by another process meanwhile
-                    self._create()
-            found = self._identity()
-        application, version, _ = found
+                self._create_or_upgrade()
+            application, version, _ = self._identity()
         if application != _APPLICATION or version != _VERSION:
             raise StorageError(
                 "ledger-foreign",
@@ -157,15 +174,22 @@ class LedgerStore:
         if self.query("PRAGMA quick_check(1)") != [("ok",)]:
             raise _damaged(self.path)
 
+    def _create_or_upgrade(self) -> None:
+        found = self._identity()  # again, inside the transaction: another process may have come first
+        if found == (0, 0, 0):
+            self._run(_SCHEMA)
+            self.execute(f"PRAGMA application_id = {_APPLICATION}")
+        for version in range(found[1] or _VERSION, _VERSION):
+            self._run(_UPGRADES[version])
+        self.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _run(self, script: str) -> None:
+        for statement in script.split(";\n"):
+            self.execute(statement)
+
     def _identity(self) -> tuple[int, int, int]:
         (application,), (version,) = self.query("PRAGMA application_id")[0], self.query("PRAGMA user_version")[0]
         return application, version, self.query("SELECT count(*) FROM sqlite_schema")[0][0]
-
-    def _create(self) -> None:
-        for statement in _SCHEMA.split(";\n"):
-            self.execute(statement)
-        self.execute(f"PRAGMA application_id = {_APPLICATION}")
-        self.execute(f"PRAGMA user_version = {_VERSION}")
 
 
 def _open_side(path: Path, *, writer: bool) -> int:

@@ -13,6 +13,8 @@ from peers.studies import Cast, make_study
 
 from wardround_client import ledger_store
 from wardround_client.ledger import Ledger
+from wardround_client.ledger_budget import Budget, plan_of
+from wardround_client.ledger_rows import Stored
 from wardround_common.errors import BudgetError, ProtocolError, StorageError
 from wardround_common.privacy.accountant import plan_price, price
 from wardround_common.privacy.lifetime import Cap, best_order, lifetime
@@ -57,8 +59,8 @@ def test_reserving_takes_the_whole_plan_with_its_spare_rounds(ledger):
     cap = Cap(epsilon=8.0, delta=1e-5)
     reserved = (with_spare.mechanism("general", 1), 5)
     expected = lifetime([reserved], cap, best_order(reserved, cap))
-    assert ledger.remaining(**CAP) == expected
-    assert ledger.share(with_spare, **CAP) == expected.used
+    assert ledger.budget(**CAP).taken == expected
+    assert ledger.budget(**CAP).share(plan_of(with_spare)) == expected.used
     (row,) = ledger.summary()
     assert (row.study, row.rounds_spent, row.rounds_reserved, row.epsilon) == ("demo", 0, 5, 0.0)
     assert row.epsilon_reserved == plan_price(with_spare.privacy).epsilon
@@ -66,35 +68,35 @@ def test_reserving_takes_the_whole_plan_with_its_spare_rounds(ledger):
 
 def test_reserving_again_changes_nothing(ledger):
     first = ledger.reserve(STUDY, **CAP)
-    before = ledger.remaining(**CAP)
+    before = ledger.budget(**CAP).taken
     assert ledger.reserve(STUDY, **CAP) == first
-    assert ledger.remaining(**CAP) == before
+    assert ledger.budget(**CAP).taken == before
 
 
 def test_an_empty_ledger_has_everything_left(ledger):
-    assert ledger.remaining(**CAP).left == 1
+    assert ledger.budget(**CAP).taken.left == 1
     assert ledger.summary() == ledger.history() == ()
     assert ledger.spent(DIGEST) is None
     assert ledger.answer(DIGEST, 1) is None
 
 
 def test_shares_of_all_studies_add_until_the_cap_refuses(ledger):
-    one = ledger.share(STUDY, **CAP)
+    one = ledger.budget(**CAP).share(plan_of(STUDY))
     most = int(1 / one)
     for n in range(most):
         ledger.reserve(study(f"study-{n}"), **CAP)
     with pytest.raises(BudgetError) as caught:
         ledger.reserve(study("one-too-many"), **CAP)
     assert caught.value.code == "budget-insufficient"
-    assert ledger.remaining(**CAP).used == pytest.approx(most * one)
+    assert ledger.budget(**CAP).taken.used == pytest.approx(most * one)
     assert len(ledger.summary()) == most > 5
 
 
 def test_the_refusal_says_what_is_missing_and_what_would_fit(ledger):
     ledger.reserve(STUDY, **CAP)
-    used = ledger.remaining(**CAP).used
+    used = ledger.budget(**CAP).taken.used
     large = study("large", rounds=60, epsilon=50.0)
-    needed = ledger.share(large, **CAP)
+    needed = ledger.budget(**CAP).share(plan_of(large))
     with pytest.raises(BudgetError) as caught:
         ledger.reserve(large, **CAP)
     text = str(caught.value)
@@ -138,9 +140,9 @@ def test_another_unit_has_no_room_in_the_same_ledger(ledger):
 
 def test_the_filters_order_is_kept_when_the_cap_changes(ledger, path):
     ledger.reserve(STUDY, **CAP)
-    stored = sqlite3.connect(path).execute("SELECT renyi_order FROM lifetime_filter").fetchall()
+    stored = sqlite3.connect(path).execute("SELECT renyi_order FROM filters").fetchall()
     ledger.reserve(study("second", noise_multiplier=4.0), cap_epsilon=40.0, cap_delta=1e-5)
-    assert sqlite3.connect(path).execute("SELECT renyi_order FROM lifetime_filter").fetchall() == stored
+    assert sqlite3.connect(path).execute("SELECT renyi_order FROM filters").fetchall() == stored
 
 
 # --- rounds ----------------------------------------------------------------------------------------------
@@ -234,11 +236,11 @@ def test_a_study_without_reservation_does_not_begin(ledger):
 
 def test_releasing_the_rest_frees_only_rounds_that_never_began(ledger):
     ledger.reserve(STUDY, **CAP)
-    whole = ledger.remaining(**CAP).used
+    whole = ledger.budget(**CAP).taken.used
     ledger.begin(DIGEST, 1, plan(1))
     assert ledger.release_rest(DIGEST) == 2
     assert ledger.release_rest(DIGEST) == 0
-    assert ledger.remaining(**CAP).used == pytest.approx(whole / 3)
+    assert ledger.budget(**CAP).taken.used == pytest.approx(whole / 3)
     with pytest.raises(BudgetError) as caught:
         ledger.begin(DIGEST, 2, plan(2))
     assert caught.value.code == "study-closed"
@@ -262,9 +264,9 @@ def test_everything_survives_reopening(path):
         ledger.reserve(STUDY, **CAP)
         ledger.begin(DIGEST, 1, plan(1))
         commit(ledger)
-        before = (ledger.summary(), ledger.history(), ledger.answer(DIGEST, 1), ledger.remaining(**CAP))
+        before = (ledger.summary(), ledger.history(), ledger.answer(DIGEST, 1), ledger.budget(**CAP).taken)
     with Ledger.open(path) as ledger:
-        assert (ledger.summary(), ledger.history(), ledger.answer(DIGEST, 1), ledger.remaining(**CAP)) == before
+        assert (ledger.summary(), ledger.history(), ledger.answer(DIGEST, 1), ledger.budget(**CAP).taken) == before
 
 
 # --- one writer ------------------------------------------------------------------------------------------
@@ -323,18 +325,19 @@ def test_a_stuck_process_is_named(ledger, path, monkeypatch):
 def test_two_approvals_at_once_cannot_both_take_the_last_room(ledger, path, monkeypatch):
     """While one reservation has looked but not written, another must wait, not look too."""
     monkeypatch.setattr(ledger_store, "BUSY_SECONDS", 0.05)
-    looked = Ledger._require_room
+    looked, met = Budget.require, []
     with Ledger.open(path) as other:
 
         def look_then_meet_another(self, *args):
             order = looked(self, *args)
-            if self is ledger:
+            if not met:
+                met.append(True)
                 with pytest.raises(StorageError) as caught:
                     other.reserve(study("second"), **CAP)
                 assert caught.value.code == "ledger-busy"
             return order
 
-        monkeypatch.setattr(Ledger, "_require_room", look_then_meet_another)
+        monkeypatch.setattr(Budget, "require", look_then_meet_another)
         ledger.reserve(STUDY, **CAP)
         assert [row.study for row in other.summary()] == ["demo"]
 
@@ -345,7 +348,7 @@ def test_a_reservation_that_fails_half_way_leaves_nothing(ledger):
 
     with pytest.raises(RuntimeError, match="no clock"):
         Ledger(ledger._store, clock=broken).reserve(STUDY, **CAP)
-    assert ledger._store.query("SELECT * FROM lifetime_filter") == []
+    assert ledger._store.query("SELECT * FROM filters") == []
     assert ledger.summary() == ()
 
 
@@ -432,13 +435,13 @@ def test_a_full_disk_changes_nothing(path):
     with Ledger.open(path, writer=True) as ledger:
         ledger.reserve(STUDY, **CAP)
         ledger.begin(DIGEST, 1, plan(1))
-        before = (ledger.history(), ledger.remaining(**CAP))
+        before = (ledger.history(), ledger.budget(**CAP).taken)
         pages = ledger._store.query("PRAGMA page_count")[0][0]
         ledger._store.query(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(StorageError) as caught:
             commit(ledger, header=bytes(500_000))
         assert caught.value.code == "ledger-full"
-        assert (ledger.history(), ledger.remaining(**CAP)) == before
+        assert (ledger.history(), ledger.budget(**CAP).taken) == before
         assert ledger.answer(DIGEST, 1) is None
         ledger._store.query("PRAGMA max_page_count = 100000")
         commit(ledger, header=bytes(500_000))
