@@ -17,8 +17,9 @@ from typing import Protocol
 from wardround_client.config import ClientConfig
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.ledger_budget import Budget, plan_of
 from wardround_client.policies import load_policy
-from wardround_client.studies import load_site_texts
+from wardround_client.site_data import SiteData, space_of
 from wardround_common.config import load_yaml
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import VerificationError, WardroundError
@@ -89,13 +90,12 @@ class Approver:
         Nothing is signed, stored or sent.
         """
         study, policy = considered.study, considered.policy
-        cap = {"cap_epsilon": policy.lifetime_epsilon, "cap_delta": policy.lifetime_delta}
         local = (
             ("policy signed", "the responsible person's signature", lambda: load_policy(self.home)),
-            ("lifetime budget", f"ε = {policy.lifetime_epsilon:g}", lambda: self.ledger.require_room(study, **cap)),
+            ("lifetime budget", f"ε = {policy.lifetime_epsilon:g}", lambda: self._require_room(considered)),
             ("price of the plan", f"at most ε = {study.privacy.epsilon:g}", lambda: check_claim(study.privacy)),
             ("base model on this machine", study.model.content[:19] + "…", lambda: self._require_model(study)),
-            ("data of this hospital", "usable", lambda: load_site_texts(self.home, self.config, study, strict=True)),
+            ("data of this hospital", "usable", lambda: self._site_data(considered).require()),
         )
         return (*considered.clauses, *(_finding(name, allowed, test) for name, allowed, test in local))
 
@@ -110,11 +110,29 @@ class Approver:
         require(considered.policy, study)
         check_claim(study.privacy)
         self._require_model(study)
-        load_site_texts(self.home, self.config, study, strict=True)
+        self._site_data(considered).require()
 
     def _require_model(self, study: Study) -> None:
         folder = locate_model(self.config.model.source or study.model.source, offline=self.config.model.offline)
         require_digest(folder, study.model.content)
+
+    def budget(self, considered: Considered) -> Budget:
+        """Return the lifetime budget that the study would be charged to."""
+        policy = considered.policy
+        return self.ledger.budget(
+            cap_epsilon=policy.lifetime_epsilon, cap_delta=policy.lifetime_delta, space=self._space(considered)
+        )
+
+    def _require_room(self, considered: Considered) -> None:
+        study = considered.study
+        self.ledger.require_space(study.task.dataset, self._space(considered))
+        self.budget(considered).require(study.name, plan_of(study))
+
+    def _space(self, considered: Considered) -> str:
+        return space_of(considered.policy, considered.study.task.dataset)
+
+    def _site_data(self, considered: Considered) -> SiteData:
+        return SiteData(home=self.home, config=self.config, policy=considered.policy, study=considered.study)
 
     def approve(self, considered: Considered, approver_key: Path) -> Envelope:
         """Reserve the plan, sign as the responsible person and as the site, and send the co-signature.
@@ -126,7 +144,12 @@ class Approver:
         study, policy = considered.study, considered.policy
         person = load_identity_key(approver_key)
         require_approver(policy, public_key_text(person.public_key()))
-        self.ledger.reserve(study, cap_epsilon=policy.lifetime_epsilon, cap_delta=policy.lifetime_delta)
+        self.ledger.reserve(
+            study,
+            cap_epsilon=policy.lifetime_epsilon,
+            cap_delta=policy.lifetime_delta,
+            space=self._space(considered),
+        )
         approval = Approval(site=self.config.site, study=study.sha256(), policy=policy.sha256())
         signed = sign_document(approval.to_bytes(), POLICY_APPROVAL_TYPE, person)
         write_durably(self.home.approval(study.sha256()), signed.to_bytes())

@@ -15,12 +15,15 @@ from wardround_client.cli_options import AsJson, HomeOption, StudyName, Yes
 from wardround_client.config import load
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.ledger_budget import Budget, percent, plan_of
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
-from wardround_common.errors import ConfigError, PolicyError
+from wardround_common.errors import BudgetError, ConfigError, PolicyError
 from wardround_common.output import Output, progress
 from wardround_common.plain_words import explain
 from wardround_common.policy import Clause
+from wardround_common.privacy.accountant import every_site_price
+from wardround_common.study import Study
 
 
 def check(study: StudyName, home: HomeOption = Path(), as_json: AsJson = False) -> None:
@@ -57,7 +60,7 @@ def approve(
     out = Output(as_json=as_json)
     with _approver(home) as approver:
         considered = approver.consider(study)
-        _show(out, considered, approver.ledger)
+        _show(out, considered, approver.budget(considered))
         with progress("checking the base model and this hospital's data"):
             approver.require(considered)
         if approver_key is None:
@@ -82,21 +85,32 @@ def _approver(home: Path) -> Iterator[Approver]:
         yield Approver(home=paths, config=config, calls=calls, ledger=ledger)
 
 
-def _show(out: Output, considered: Considered, ledger: Ledger) -> None:
+def _show(out: Output, considered: Considered, budget: Budget) -> None:
     for sentence in explain(considered.study):
         out.say(f"- {sentence}")
     price = considered.price
     out.say(
         f"This plan costs ε = {price.epsilon:.3f} at δ = {price.delta:g} per {price.unit} at this site "
-        f"({price.adjacency}, {price.accountant})."
+        f"({price.adjacency}, {price.accountant}); ε = {price.epsilon_replaced:.3f} if neighbours differ by one "
+        f"{price.unit} replaced. A {price.unit} that is at every one of the {len(considered.study.cohort.members)} "
+        f"hospitals is protected by {every_site(considered.study)} only."
     )
-    cap = {"cap_epsilon": considered.policy.lifetime_epsilon, "cap_delta": considered.policy.lifetime_delta}
+    cap = budget.cap
     out.say(
-        f"Lifetime budget of this hospital, ε = {considered.policy.lifetime_epsilon:g} at "
-        f"δ = {considered.policy.lifetime_delta:g}: this plan takes {ledger.share(considered.study, **cap):.0%} of it; "
-        f"{max(0.0, ledger.remaining(**cap).left):.0%} is not reserved now."
+        f"Lifetime budget of this hospital, ε = {cap.epsilon:g} at δ = {cap.delta:g}: this plan takes "
+        f"{percent(budget.share(plan_of(considered.study)))} of it; {percent(budget.taken.left)} is not reserved now."
     )
     _show_clauses(out, considered.clauses)
+
+
+def every_site(study: Study) -> str:
+    """Return the composed worst case, for a unit that is present at every member, in words."""
+    mechanism, rounds = plan_of(study)
+    try:
+        price = every_site_price([mechanism] * rounds, study.privacy.delta, sites=len(study.cohort.members))
+    except BudgetError:
+        return "nothing (its ε would be above 100)"
+    return f"ε = {price.epsilon:.3f}"
 
 
 def _show_clauses(out: Output, clauses: Sequence[Clause]) -> None:

@@ -41,6 +41,14 @@ class Dataset(Document):
             examples=["patient_id"],
         ),
     ] = None
+    allow_repeated_texts: Annotated[
+        bool,
+        Field(
+            description="true: long texts may occur under several patients, because they come from a template. "
+            "Otherwise that is taken for one patient under two identifiers, and no study is approved.",
+            examples=[False],
+        ),
+    ] = False
 
 
 class Model(Document):

@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, store_agreed
 from wardround_client.config import ClientConfig
-from wardround_client.data.text import TextData, load_texts
 from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.randomness import KeystreamRandomness, Randomness, new_round_seed
 from wardround_client.rounds import Rounds, Tensors, Trained, vault_prefix
+from wardround_client.site_data import load_site_texts
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
 from wardround_common.audit.events import ModelReleased
 from wardround_common.audit.witness import consider
 from wardround_common.documents import sha256_digest
-from wardround_common.errors import ConfigError, VerificationError
+from wardround_common.errors import VerificationError
 from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, require_digest, weight_shapes
 from wardround_common.rounds import BlobRef, CheckpointOffer, Cosignature, RoundAnswer, RoundPlan, StaleOffer
@@ -261,24 +261,6 @@ class OpenStudy:
     def _progress(self, progress: "Progress") -> None:
         phase = "caching" if progress.phase == "caching" else "training"
         self.board.show(phase=phase, step=progress.step, steps=progress.steps)
-
-
-def load_site_texts(home: Home, config: ClientConfig, study: Study, *, strict: bool) -> TextData:
-    """Return this site's texts for `study`; `strict` refuses unusable records instead of muting them.
-
-    Raises:
-        ConfigError: `client.toml` does not say where the data set lies.
-        DataError: the file cannot be used.
-    """
-    dataset = config.dataset(study.task.dataset)
-    unit_column = dataset.unit_column if study.privacy.unit == "patient" else None
-    if study.privacy.unit == "patient" and unit_column is None:
-        raise ConfigError(
-            "dataset-without-unit",
-            f"study {study.name} protects patients, but client.toml does not say which column names them",
-            next_step=f"set unit_column in [datasets.{study.task.dataset}] of client.toml",
-        )
-    return load_texts(home.root / dataset.path, study.task, unit_column=unit_column, strict=strict)
 
 
 def _require_initial(study: Study, layout: AdapterLayout) -> None:

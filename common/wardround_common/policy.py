@@ -110,6 +110,18 @@ class Policy(Document):
             examples=[{"notes": ("any",)}],
         ),
     ]
+    separate_budgets: Annotated[
+        tuple[Name, ...],
+        Field(
+            description="Data sets whose patients, you declare, are in no other data set of this hospital: each gets a "
+            "lifetime budget of its own. Identifiers are compared at every approval; a patient under another "
+            "identifier is not found.",
+        ),
+    ] = ()
+    min_units: Annotated[
+        int,
+        Field(ge=1, description="A study may use a data set only if it holds at least so many patients (or records)."),
+    ] = 1
     evaluations: Annotated[
         tuple[Line, ...],
         Field(description="Evaluations that a study may have: none, or public:NAME for a public test set."),

@@ -54,6 +54,7 @@ def cautious_policy(*, operator: str, log: str, members: Mapping[str, str], appr
         models=(),
         tasks=("classification",),
         datasets={},
+        min_units=50,
         evaluations=("none",),
         max_rank=16,
         target_modules=TARGET_MODULES,

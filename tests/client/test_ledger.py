@@ -1,6 +1,7 @@
 """The ledger's rules: budget arithmetic, one plan and one answer for a round, one writer, storage faults."""
 
 import errno
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from wardround_client.ledger_budget import Budget, plan_of
 from wardround_client.ledger_rows import Stored
 from wardround_common.errors import BudgetError, ProtocolError, StorageError
 from wardround_common.privacy.accountant import plan_price, price
-from wardround_common.privacy.lifetime import Cap, best_order, lifetime
+from wardround_common.privacy.lifetime import Cap, Lifetime, best_order, lifetime
 from wardround_common.study import Study
 
 CAST = Cast()
@@ -269,6 +270,151 @@ def test_everything_survives_reopening(path):
         assert (ledger.summary(), ledger.history(), ledger.answer(DIGEST, 1), ledger.budget(**CAP).taken) == before
 
 
+# --- answers that this copy does not remember --------------------------------------------------------------
+
+
+def answer(what: bytes = b"header") -> Stored:
+    return Stored(header=what, record=b"record", sealed=sealed(b"update"))
+
+
+def test_an_answer_from_the_trail_is_spent_like_any_other(ledger):
+    ledger.reserve(STUDY, **CAP)
+    assert ledger.recover(DIGEST, 2, plan(2), answer())
+    assert not ledger.recover(DIGEST, 2, plan(2), answer())
+    assert ledger.answer(DIGEST, 2) == ledger.begin(DIGEST, 2, plan(2)) == answer()
+    assert ledger.spent(DIGEST) == price([STUDY.mechanism("general", 2)], 1e-5)
+    with pytest.raises(ProtocolError):
+        ledger.begin(DIGEST, 1, plan(1))  # an older round cannot be drawn after it
+    (row,) = ledger.history()
+    assert (row.round, row.recovered, row.committed_at is None) == (2, True, False)
+
+
+def test_an_open_round_is_closed_by_the_answer_that_another_copy_gave(ledger):
+    ledger.reserve(STUDY, **CAP)
+    ledger.begin(DIGEST, 1, plan(1))
+    assert ledger.recover(DIGEST, 1, plan(1), answer())
+    assert [(row.round, row.recovered) for row in ledger.history()] == [(1, True)]
+
+
+def test_evidence_that_contradicts_the_ledger_changes_nothing(ledger):
+    ledger.reserve(STUDY, **CAP)
+    ledger.begin(DIGEST, 1, plan(1))
+    commit(ledger)
+    before = ledger.history()
+    for given in ((plan(1), answer(b"other")), (plan(9), answer())):
+        with pytest.raises(ProtocolError) as caught:
+            ledger.recover(DIGEST, 1, *given)
+        assert caught.value.code == "round-plan-changed"
+    with pytest.raises(BudgetError):
+        ledger.recover(study("never").sha256(), 1, plan(1), answer())
+    assert ledger.history() == before
+
+
+# --- budgets of different patients ----------------------------------------------------------------------
+
+
+def on(dataset: str, name: str = "demo") -> Study:
+    task = STUDY.task.model_copy(update={"dataset": dataset})
+    return study(name).model_copy(update={"task": task})
+
+
+def test_two_spaces_have_two_budgets(ledger):
+    ledger.reserve(on("notes", "a"), **CAP)
+    ledger.reserve(on("images", "b"), **CAP, space="patients of images")
+    one = ledger.budget(**CAP)
+    other = ledger.budget(**CAP, space="patients of images")
+    assert one.taken == other.taken == Lifetime(cap=one.cap, used=one.share(plan_of(on("notes", "a"))))
+    assert [row.space for row in ledger.summary()] == ["patients", "patients of images"]
+    assert ledger.budget(**CAP, space="patients of nothing").taken.left == 1
+
+
+def test_a_data_set_never_moves_to_a_fresh_budget(ledger):
+    ledger.reserve(on("notes", "a"), **CAP)
+    ledger.release_rest(on("notes", "a").sha256())
+    with pytest.raises(BudgetError) as caught:
+        ledger.reserve(on("notes", "b"), **CAP, space="patients of notes")
+    assert caught.value.code == "dataset-charged-elsewhere"
+    ledger.reserve(on("notes", "b"), **CAP)
+    ledger.reserve(on("images", "c"), **CAP, space="patients of images")
+    with pytest.raises(BudgetError):
+        ledger.reserve(on("images", "d"), **CAP)
+
+
+def test_a_ledger_of_the_first_format_keeps_all_that_was_spent(path):
+    path.parent.mkdir()
+    with sqlite3.connect(path) as old:
+        old.executescript(FIRST_FORMAT)
+        mechanism = STUDY.mechanism("general", 1).to_bytes()
+        old.execute("INSERT INTO studies VALUES (?, 'demo', ?, 3, 1e-5, 2.0, 0, 7)", (DIGEST, mechanism))
+        old.execute("INSERT INTO rounds VALUES (?, 1, ?, 7, ?, ?, ?, 6, 8)", (DIGEST, plan(1), b"h", b"r", plan(2)))
+        old.execute("INSERT INTO lifetime_filter VALUES (1, 9)")
+        old.execute(f"PRAGMA application_id = {0x77617264}")
+        old.execute("PRAGMA user_version = 1")
+    old.close()
+    for _ in range(2):
+        with Ledger.open(path, writer=True) as ledger:
+            (row,) = ledger.summary()
+            assert (row.study, row.rounds_spent, row.space, row.sites) == ("demo", 1, "patients", 1)
+            assert ledger.answer(DIGEST, 1).header == b"h"
+            assert ledger.budget(**CAP).order == 9
+            with pytest.raises(BudgetError) as caught:  # which data set it was is not known: none may leave the budget
+                ledger.reserve(on("anything", "b"), **CAP, space="patients of anything")
+            assert caught.value.code == "dataset-charged-elsewhere"
+    with Ledger.open(path, writer=True) as ledger:
+        ledger.begin(DIGEST, 2, plan(2))
+        assert len(ledger.history()) == 2
+
+
+FIRST_FORMAT = """
+CREATE TABLE studies (study TEXT PRIMARY KEY, name TEXT NOT NULL, mechanism BLOB NOT NULL, rounds INTEGER NOT NULL,
+    delta REAL NOT NULL, epsilon REAL NOT NULL, closed INTEGER NOT NULL DEFAULT 0, reserved_at INTEGER NOT NULL) STRICT;
+CREATE TABLE rounds (study TEXT NOT NULL REFERENCES studies (study), round INTEGER NOT NULL, plan TEXT NOT NULL,
+    began_at INTEGER NOT NULL, header BLOB, record BLOB, sealed_digest TEXT, sealed_length INTEGER,
+    committed_at INTEGER, PRIMARY KEY (study, round)) STRICT;
+CREATE TABLE lifetime_filter (one INTEGER PRIMARY KEY CHECK (one = 1), renyi_order INTEGER NOT NULL) STRICT;
+"""
+
+
+# --- what would fit --------------------------------------------------------------------------------------
+
+
+def test_rounds_and_noise_that_fit_are_exact(ledger):
+    ledger.reserve(STUDY, **CAP)
+    large = plan_of(study("large", rounds=200, epsilon=50.0))
+    budget = ledger.budget(**CAP)
+    rounds = budget.rounds_that_fit(large)
+    assert 3 < rounds < 200
+    assert budget.fits((large[0], rounds))
+    assert not budget.fits((large[0], rounds + 1))
+    noise = budget.noise_that_fits(large)
+    assert budget.fits((large[0].model_copy(update={"noise_multiplier": noise}), 200))
+    assert not budget.fits((large[0].model_copy(update={"noise_multiplier": noise - 1e-4}), 200))
+
+
+def test_nothing_fits_where_the_cap_is_below_its_own_overhead(ledger):
+    budget = ledger.budget(cap_epsilon=1e-4, cap_delta=1e-9)
+    assert budget.rounds_that_fit(plan_of(STUDY)) == 0
+    assert budget.noise_that_fits(plan_of(STUDY)) is None
+
+
+# --- the clock -------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_decides_nothing(path):
+    """Years back or forth between every two calls: the same budget, the same answers, the same order."""
+    moments = itertools.cycle([1.7e9, 1.2e9, 2.5e9, 0.0])
+    with Ledger.open(path, writer=True) as steady:
+        ledger = Ledger(steady._store, clock=lambda: next(moments))
+        ledger.reserve(STUDY, **CAP)
+        for round_ in (1, 2, 3):
+            ledger.begin(DIGEST, round_, plan(round_))
+            commit(ledger, round_)
+        with pytest.raises(BudgetError):
+            ledger.begin(DIGEST, 4, plan(4))
+        assert [row.round for row in ledger.history()] == [1, 2, 3]
+        assert ledger.budget(**CAP).taken.used == pytest.approx(ledger.budget(**CAP).share(plan_of(STUDY)))
+
+
 # --- one writer ------------------------------------------------------------------------------------------
 
 
@@ -405,9 +551,9 @@ def test_another_programs_database_and_another_format_are_refused(path):
     newer = path.parent / "newer.db"
     Ledger.open(newer).close()
     with sqlite3.connect(newer) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     database.close()
-    with pytest.raises(StorageError, match="format 2") as caught:
+    with pytest.raises(StorageError, match="format 3") as caught:
         Ledger.open(newer)
     assert caught.value.code == "ledger-foreign"
 

@@ -32,7 +32,7 @@ ROUNDS = 3
 class AdmitAll:
     """A gate; the real one has its own tests."""
 
-    def admit_plan(self, study: object, plan: object, agreed: object) -> None:
+    def admit_plan(self, study: object, plan: object, agreed: object, **_: object) -> None:
         pass
 
 

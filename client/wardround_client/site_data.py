@@ -1,0 +1,94 @@
+"""This hospital's data for a study: found by `client.toml`, checked by policy and study before anybody approves.
+
+Rules.
+- All checks run at approval and only there (`data.text`, `data.cohort`); during rounds a record that cannot be used is
+  muted, because a refusal that depends on the data would be seen from outside.
+- Data sets share one budget, unless the signed policy declares one to be about other patients *and* the identifiers of
+  all data sets in other budgets are different, today, in the files as they are.
+
+    >>> SiteData(home=home, config=config, policy=policy, study=study).require()  # doctest: +SKIP
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wardround_client.config import ClientConfig, Dataset
+from wardround_client.data.cohort import (
+    read_identifiers,
+    require_cohort,
+    require_disjoint,
+    require_distinct,
+    require_texts_of_one_patient,
+)
+from wardround_client.data.text import TextData, load_texts
+from wardround_client.home import Home
+from wardround_client.ledger_budget import DEFAULT_SPACE
+from wardround_common.errors import ConfigError
+from wardround_common.policy import Policy
+from wardround_common.study import Study
+
+
+def space_of(policy: Policy, dataset: str) -> str:
+    """Return the name of the budget that studies on `dataset` are charged to."""
+    return f"patients of {dataset}" if dataset in policy.separate_budgets else DEFAULT_SPACE
+
+
+def load_site_texts(home: Home, config: ClientConfig, study: Study, *, strict: bool) -> TextData:
+    """Return this site's texts for `study`; `strict` refuses unusable records instead of muting them.
+
+    Raises:
+        ConfigError: `client.toml` does not say where the data set lies.
+        DataError: the file cannot be used.
+    """
+    dataset = config.dataset(study.task.dataset)
+    unit_column = dataset.unit_column if study.privacy.unit == "patient" else None
+    if study.privacy.unit == "patient" and unit_column is None:
+        raise _without_unit(study.task.dataset, f"study {study.name} protects patients")
+    return load_texts(home.root / dataset.path, study.task, unit_column=unit_column, strict=strict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteData:
+    """The checks of one study's data at this site."""
+
+    home: Home
+    config: ClientConfig
+    policy: Policy
+    study: Study
+
+    def require(self) -> int:
+        """Return how many short texts occur under more than one patient, if the data can be used.
+
+        Raises:
+            ConfigError: `client.toml` lacks a path or a column.
+            DataError: a file or the cohort cannot be used; the first reason found.
+        """
+        data = load_site_texts(self.home, self.config, self.study, strict=True)
+        deltas = (self.study.privacy.delta, self.policy.lifetime_delta)
+        require_cohort(data, deltas=deltas, min_units=self.policy.min_units)
+        self._require_disjoint()
+        if data.unit == "record":
+            return 0
+        name = self.study.task.dataset
+        require_distinct(self._identifiers(name))
+        return 0 if self.config.dataset(name).allow_repeated_texts else require_texts_of_one_patient(data)
+
+    def _require_disjoint(self) -> None:
+        ours = self.study.task.dataset
+        others = [n for n in self.config.datasets if space_of(self.policy, n) != space_of(self.policy, ours)]
+        for other in others:
+            require_disjoint(self._identifiers(ours), self._identifiers(other), names=(ours, other))
+
+    def _identifiers(self, name: str) -> tuple[str, ...]:
+        dataset: Dataset = self.config.dataset(name)
+        if dataset.unit_column is None:
+            raise _without_unit(name, "separate budgets need to know whose records are whose")
+        return read_identifiers(Path(self.home.root / dataset.path), dataset.unit_column)
+
+
+def _without_unit(dataset: str, why: str) -> ConfigError:
+    return ConfigError(
+        "dataset-without-unit",
+        f"{why}, but client.toml does not say which column of {dataset} names them",
+        next_step=f"set unit_column in [datasets.{dataset}] of client.toml",
+    )
