@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, store_agreed
 from wardround_client.config import ClientConfig
+from wardround_client.data.text import TextData
 from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
