@@ -6,10 +6,15 @@ it count. New folders are synced into their parents first. Nothing here decides 
     >>> publish(OsFiles(), {Path("audit/log/checkpoint"): b"..."})  # doctest: +SKIP
 """
 
+import errno
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
+
+from wardround_common.errors import StorageError
+from wardround_server.auditerrors import write_failed
 
 TEMPORARY = ".tmp"
 """Suffix of a file that does not count yet."""
@@ -23,6 +28,9 @@ class Files(Protocol):
 
     def write(self, path: Path, data: bytes, mode: int) -> None:
         """Create or truncate a file and write all of `data`."""
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Add all of `data` to the end of a file, created if it is missing (mode 0600), and make it durable."""
 
     def sync(self, path: Path) -> None:
         """Make a file's content durable."""
@@ -49,6 +57,15 @@ class OsFiles:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         with open(os.open(path, flags, mode), "wb") as file:
             file.write(data)
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Add all of `data` to the end of a file, created if it is missing, and make it durable."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        # One descriptor for both calls: the kernel reports a failed write-back to whoever had the file open.
+        with open(os.open(path, flags, 0o600), "ab") as file:
+            file.write(data)
+            file.flush()
+            os.fdatasync(file.fileno())
 
     def sync(self, path: Path) -> None:
         """Make a file's content durable."""
@@ -92,6 +109,31 @@ def make_folder(files: Files, folder: Path) -> None:
     make_folder(files, folder.parent)
     files.mkdir(folder)
     files.sync_folder(folder.parent)
+
+
+def lock_folder(files: Files, folder: Path) -> IO[bytes]:
+    """Return the open, locked `.lock` of a log's folder; closing it releases the folder.
+
+    Raises:
+        StorageError: audit-locked, or it cannot be made.
+    """
+    try:
+        make_folder(files, folder)
+        lock = open(folder / ".lock", "ab")  # noqa: SIM115 - held for the log's life
+    except OSError as error:
+        raise write_failed(error) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise write_failed(error) from None
+        raise StorageError(
+            "audit-locked",
+            f"another process writes the audit log in {folder}",
+            next_step="stop the other server of this home first",
+        ) from None
+    return lock
 
 
 def _sync(path: Path, flags: int) -> None:

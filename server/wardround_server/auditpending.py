@@ -6,7 +6,7 @@ Rules.
 - Values are frozen; every change gives a new `Pending`.
 Not done here: files.
 
-    >>> Pending().after_cosigning("st-elsewhere", 7).witnessed
+    >>> Pending().after_cosigning(["st-elsewhere"], 7).witnessed
     {'st-elsewhere': 7}
 """
 
@@ -46,16 +46,23 @@ class Pending(Document):
 
     def with_keys(self, added: Iterable[PendingKey]) -> "Pending":
         """Return this with the keys of new entries; entries that concern nobody are not retained."""
-        return Pending(keys=(*self.keys, *(key for key in added if key.sites)), witnessed=self.witnessed)
+        return self.model_copy(update={"keys": (*self.keys, *(key for key in added if key.sites))})
 
     def up_to(self, size: int) -> "Pending":
         """Return this without keys of entries that never became part of the log."""
         return Pending(keys=tuple(key for key in self.keys if key.index < size), witnessed=self.witnessed)
 
-    def after_cosigning(self, site: str, size: int) -> "Pending":
-        """Return this after `site` cosigned a tree of `size`."""
-        size = max(size, self.witnessed.get(site, 0))
-        return Pending(keys=self._without(site, size), witnessed={**self.witnessed, site: size})
+    def after_cosigning(self, sites: Iterable[str], size: int) -> "Pending":
+        """Return this after `sites` cosigned a tree of `size`."""
+        changed = self
+        for site in sites:
+            seen = max(size, changed.witnessed.get(site, 0))
+            changed = Pending(keys=changed._without(site, seen), witnessed={**changed.witnessed, site: seen})
+        return changed
+
+    def seen_by(self, site: str, size: int) -> "Pending":
+        """Return this after `site` showed a checkpoint over `size` entries, signed by this log."""
+        return self.model_copy(update={"witnessed": {**self.witnessed, site: size}})
 
     def without_site(self, site: str) -> "Pending":
         """Return this without a site that will never cosign again."""
@@ -76,28 +83,29 @@ class Pending(Document):
         return tuple(kept)
 
 
-def seal_pending(pending: Pending, log_key: Ed25519PrivateKey) -> bytes:
-    """Return the file's bytes."""
-    nonce = os.urandom(12)
-    return nonce + _cipher(log_key).encrypt(nonce, pending.to_bytes(), _LABEL)
+class PendingVault:
+    """Seals and opens `Pending` under a key derived from the log's private key."""
 
+    def __init__(self, log_key: Ed25519PrivateKey) -> None:
+        secret = log_key.private_bytes_raw()
+        self._cipher = ChaCha20Poly1305(HKDF(algorithm=SHA256(), length=32, salt=None, info=_LABEL).derive(secret))
 
-def open_pending(data: bytes, log_key: Ed25519PrivateKey) -> Pending:
-    """Return what `seal_pending` sealed.
+    def seal(self, pending: Pending) -> bytes:
+        """Return the file's bytes."""
+        nonce = os.urandom(12)
+        return nonce + self._cipher.encrypt(nonce, pending.to_bytes(), _LABEL)
 
-    Raises:
-        StorageError: damaged, or sealed under another log key.
-    """
-    try:
-        return Pending.model_validate_json(_cipher(log_key).decrypt(data[:12], data[12:], _LABEL))
-    except (InvalidTag, ValidationError, ValueError):
-        raise StorageError(
-            "audit-pending-damaged",
-            "the file state/audit-pending is damaged or belongs to another log key",
-            next_step="restore it from the backup; without it hospitals cannot check their last entries",
-        ) from None
+    def open(self, data: bytes) -> Pending:
+        """Return what `seal` sealed.
 
-
-def _cipher(log_key: Ed25519PrivateKey) -> ChaCha20Poly1305:
-    secret = log_key.private_bytes_raw()
-    return ChaCha20Poly1305(HKDF(algorithm=SHA256(), length=32, salt=None, info=_LABEL).derive(secret))
+        Raises:
+            StorageError: damaged, or sealed under another log key.
+        """
+        try:
+            return Pending.model_validate_json(self._cipher.decrypt(data[:12], data[12:], _LABEL))
+        except (InvalidTag, ValidationError, ValueError):
+            raise StorageError(
+                "audit-pending-damaged",
+                "the sealed keys in state/ are damaged or belong to another log key",
+                next_step="restore state/ from the backup; without it hospitals cannot check their last entries",
+            ) from None

@@ -17,6 +17,10 @@ class FastFiles(OsFiles):
     def sync_folder(self, path: Path) -> None:
         path.stat()
 
+    def append(self, path: Path, data: bytes) -> None:
+        with path.open("ab") as file:
+            file.write(data)
+
 
 class FailingFiles(FastFiles):
     """Fails the calls whose numbers are in `fail`; a failing write leaves half of the data."""
@@ -40,6 +44,16 @@ class FailingFiles(FastFiles):
             super().write(path, data[: len(data) // 2], mode)
             raise
         super().write(path, data, mode)
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Two calls, a write and a sync: the second leaves all of the data, and whether it is durable is unknown."""
+        try:
+            self._count()
+        except OSError:
+            super().append(path, data[: len(data) // 2])
+            raise
+        super().append(path, data)
+        self._count()
 
     def sync(self, path: Path) -> None:
         self._count()
@@ -87,6 +101,14 @@ class ForgetfulFiles(FastFiles):
         self.now.setdefault(path, _Inode(b"")).data = data
         self._snap()
 
+    def append(self, path: Path, data: bytes) -> None:
+        super().append(path, data)
+        inode = self.now.setdefault(path, _Inode(b""))
+        inode.data += data
+        self._snap()
+        inode.synced = inode.data
+        self._snap()
+
     def sync(self, path: Path) -> None:
         super().sync(path)
         self.now[path].synced = self.now[path].data
@@ -118,9 +140,10 @@ class ForgetfulFiles(FastFiles):
         for path in {*self.now, *self.kept}:
             inode = self._random.choice([self.now, self.kept]).get(path)
             if inode:
-                mixed[path] = self._random.choice([inode.data, inode.synced, inode.data[: len(inode.data) // 2]])
-                if inode.data == inode.synced:
-                    mixed[path] = inode.data
+                # What was synced before an append survives; of the rest any beginning may.
+                kept = len(inode.synced) if inode.data.startswith(inode.synced) else 0
+                cut = self._random.randint(kept, len(inode.data))
+                mixed[path] = self._random.choice([inode.data, inode.synced, inode.data[:cut]])
         worst = {path: inode.synced for path, inode in self.kept.items()}
         best = {path: inode.data for path, inode in self.now.items()}
         for image in (worst, best, mixed):

@@ -16,7 +16,7 @@ from wardround_common.documents import canonical_json
 from wardround_common.errors import ConfigError, ProtocolError, StorageError, VerificationError
 from wardround_common.signing import sign_document
 from wardround_common.study import Reviewer
-from wardround_server.auditlog import SEGMENT_ENTRIES, SEGMENT_SECONDS
+from wardround_server.auditsegments import SEGMENT_ENTRIES, SEGMENT_SECONDS
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_nothing_readable_is_in_the_folder(scene):
     with scene.open(random_bytes=random_bytes) as log:
         log.append([(event, sites), round_started(1)])
         scene.cosign(log)
-        keys = [key.key for key in log._pending.keys]
+        keys = [key.key for key in log._writer.pending.keys]
     files = [path for path in scene.folder.rglob("*") if path.is_file()]
     pending = scene.home / "state" / "audit-pending"
     seeds = [seed for seed in seeds if len(seed) == 32]
@@ -117,8 +117,9 @@ def test_a_segment_begins_at_start_after_a_day_and_with_other_reviewers(scene):
 def test_a_segment_holds_a_bounded_number_of_entries(scene):
     with scene.open() as log:
         log.append([started()])
-        log._sealer.count = SEGMENT_ENTRIES - 1  # as if it were nearly full
+        log._writer.segments._sealer.count = SEGMENT_ENTRIES - 1  # as if it were nearly full
         log.append([started(), started()])
+        log.publish()
         assert len(segments(scene, log.size)) == 2
 
 
@@ -127,6 +128,7 @@ def test_a_clock_that_goes_back_begins_a_segment(scene):
         log.append([started()])
         scene.clock.now -= 10
         log.append([started()])
+        log.publish()
         assert len(segments(scene, log.size)) == 2
 
 
@@ -150,6 +152,7 @@ def test_only_needed_partial_tiles_are_kept(scene):
         scene.cosign(log)
         for _ in range(10):
             log.append([started()])
+        log.publish()
         widths = sorted(int(path.name) for path in (scene.folder / "log/tile/0/000.p").iterdir())
         assert widths == [11, 21]
         assert widths == sorted(int(path.name) for path in (scene.folder / "log/tile/entries/000.p").iterdir())
@@ -170,16 +173,16 @@ def test_a_restarted_log_still_discloses_what_is_outstanding(scene):
 def test_keys_are_kept_only_while_a_cosignature_is_outstanding(scene):
     with scene.open() as log:
         log.append([started()])
-        assert log._pending.keys == ()
+        assert log._writer.pending.keys == ()
         play_round(scene, log, 1)
-        assert len(log._pending.keys) == 4
+        assert len(log._writer.pending.keys) == 4
         scene.cosign(log, ("northside", "riverside"))
-        assert [key.sites for key in log._pending.keys] == [("st-elsewhere",)] * 2
+        assert [key.sites for key in log._writer.pending.keys] == [("st-elsewhere",)] * 2
         assert [log.witnessed(site) for site in SITES] == [6, 6, 0]
         log.forget("st-elsewhere")
-        assert log._pending.keys == ()
+        assert log._writer.pending.keys == ()
     with scene.open() as log:
-        assert log._pending.keys == ()
+        assert log._writer.pending.keys == ()
         assert [log.witnessed(site) for site in SITES] == [6, 6, 0]
 
 
@@ -188,7 +191,7 @@ def test_a_lagging_site_catches_up(scene):
         for round_ in (1, 2, 3):
             play_round(scene, log, round_)
             scene.cosign(log, SITES[:2] if round_ < 3 else SITES)
-        assert log._pending.keys == ()
+        assert log._writer.pending.keys == ()
         assert scene.states["st-elsewhere"].size == log.size
 
 
