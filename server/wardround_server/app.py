@@ -23,6 +23,7 @@ from wardround_common.logging import get_logger
 from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
 from wardround_server.auditlog import AuditLog
+from wardround_server.auditpublisher import Publisher
 from wardround_server.office import Office
 from wardround_server.rounds.state import RoundState
 from wardround_server.runner import StudyRunner, Surroundings
@@ -86,6 +87,7 @@ class Daemon:
             stop=stop,
         )
         self._runners: dict[str, StudyRunner] = {}
+        self._publisher = Publisher(audit)
         self._keys = office.keys
         self._next_renewal = 0.0
 
@@ -93,7 +95,7 @@ class Daemon:
         """Serve until stopped (see `serve_home`)."""
         config = sha256_digest(self._office.home.config.read_bytes())
         self._audit.append([(ServerStarted(version=__version__, config=config), frozenset())])
-        with self._server() as port:
+        with self._publisher, self._server() as port:
             address = f"{(self._office.config.listen or self._office.config.address).rpartition(':')[0]}:{port}"
             log.info("listening", address=address, log=self._office.log)
             listening(address)
@@ -118,6 +120,7 @@ class Daemon:
         return ServerThread(service, listen=office.config.listen or office.config.address, credentials=credentials)
 
     def _tick(self) -> None:
+        self._publisher.check()
         self._log_waiting_events()
         for proposal in self._office.shelf.all():
             if proposal.study.name not in self._runners:
