@@ -1,0 +1,139 @@
+"""Fixed point: float updates as ring elements, and the opened sum as their mean.
+
+Rules (docs/spec/secagg.md, rules 3 to 7). This is the only definition of rounding: a plain sum of
+encoded updates and a masked one give the same mean, bit for bit, in any order.
+- Steps are powers of two per tensor, as fine as n members' bounds allow in the ring.
+- Values are rounded to the nearest step and limited to the bound, which an honest update never meets.
+- Four sentinels at each end must count the survivors; every value must lie within u times the bound.
+Not done here: bounds (from the study), masks.
+
+    >>> point = FixedPoint(rules)
+    >>> total = point.encode(update_a) + point.encode(update_b)
+    >>> point.mean(total, survivors=2)
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wardround_common.errors import VerificationError
+from wardround_common.secagg.masks import RingVector
+from wardround_common.secagg.rules import SENTINELS, Rules, Segment
+
+MAX_FRACTION = 40
+"""Steps of 2^-40 are finer than float32 can hold at any learning rate; bounds what is multiplied."""
+
+MAX_ROUNDING_SHARE = 0.01
+"""Rounding may add at most this share of the noise's standard deviation."""
+
+_PIECE = 1 << 16  # values converted at a time, so that float64 copies stay in the cache
+
+
+class FixedPoint:
+    """Encodes updates of one study and decodes their sum.
+
+    Raises:
+        ValueError: a bound is so large that n members' sums do not fit the ring.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._members = len(rules.names)
+        self._unsigned = np.dtype(f"<u{rules.bits // 8}")
+        self._signed = np.dtype(f"<i{rules.bits // 8}")
+        self._fractions = tuple(fraction_bits(s.bound, members=self._members, bits=rules.bits) for s in rules.segments)
+
+    def encode(self, values: NDArray[np.float32]) -> RingVector:
+        """Return the vector of an update: [length] ring elements, sentinels included.
+
+        Args:
+            values: [parameters] float32, segments one after the other.
+
+        Raises:
+            ValueError: another length, or NaN or infinity (misuse: training checks that).
+        """
+        if values.shape != (self._rules.parameters,):
+            raise ValueError(f"an update has {self._rules.parameters} values")
+        out = np.ones(self._rules.length, self._signed)
+        with np.errstate(invalid="ignore"):  # NaN is refused two lines on
+            for first, last, scale, limit in self._pieces():
+                scaled = np.rint(values[first:last] * scale)  # float64
+                if not np.isfinite(scaled).all():
+                    raise ValueError("an update holds NaN or infinity")
+                np.clip(scaled, -limit, limit, out=scaled)
+                out[SENTINELS + first : SENTINELS + last] = scaled
+        return out.view(self._unsigned)
+
+    def mean(self, total: RingVector, *, survivors: int) -> NDArray[np.float32]:
+        """Return the mean of `survivors` updates from their opened sum, [parameters] float32.
+
+        Raises:
+            VerificationError: the sentinels do not count the survivors, or a value is beyond its bound.
+        """
+        signed = total.view(self._signed)
+        ends = np.concatenate([signed[:SENTINELS], signed[-SENTINELS:]])
+        if not np.all(ends == survivors):
+            raise VerificationError(
+                "secagg-sum-garbled",
+                "the opened sum is garbled: a member masked with other secrets than it shared, it cannot be told which",
+                next_step="the round failed and its ε stays spent; ask every member to check its installation",
+            )
+        out = np.empty(self._rules.parameters, np.float32)
+        for first, last, scale, limit in self._pieces():
+            piece = signed[SENTINELS + first : SENTINELS + last].astype(np.float64)
+            if np.abs(piece).max() > survivors * limit:
+                raise VerificationError(
+                    "secagg-sum-out-of-range",
+                    "the opened sum lies beyond what honest updates can reach; it cannot be told whose fault it is",
+                    next_step="the round failed and its ε stays spent; ask every member to check its installation",
+                )
+            out[first:last] = piece / scale / survivors
+        return out
+
+    def rounding_std(self) -> tuple[float, ...]:
+        """Return the standard deviation of one member's rounding error, per segment: step / sqrt(12)."""
+        return tuple(2.0**-fraction / math.sqrt(12) for fraction in self._fractions)
+
+    def _pieces(self) -> Iterator[tuple[int, int, np.float64, float]]:
+        """Yield (first, last, 2^f, limit) of cache-sized pieces, in parameters."""
+        start = 0
+        for segment, fraction in zip(self._rules.segments, self._fractions, strict=True):
+            scale = np.float64(2.0**fraction)
+            limit = float(np.rint(segment.bound * scale))
+            for first in range(start, start + segment.length, _PIECE):
+                yield first, min(first + _PIECE, start + segment.length), scale, limit
+            start += segment.length
+
+
+def fraction_bits(bound: float, *, members: int, bits: int) -> int:
+    """Return the largest f <= 40 for which `members` values of up to `bound` fit a ring of `bits` in steps of 2^-f.
+
+    Raises:
+        ValueError: none does.
+    """
+    top = 2 ** (bits - 1) - 1
+    for fraction in range(MAX_FRACTION, -64, -1):
+        if members * round(bound * 2.0**fraction) <= top:
+            return fraction
+    raise ValueError(f"values up to {bound:g} are too large to sum")
+
+
+def adam_noise_std(rates: tuple[float, ...]) -> float:
+    """Return a lower estimate of the noise's standard deviation in one coordinate of a round's update.
+
+    Adam divides the noisy gradient by its own root mean square, so where noise dominates a coordinate walks by
+    about `rate` a step in a random direction; the steps of a round add up to at least half of sqrt(sum of rate^2)
+    (measured in tests/common/secagg/test_fixed.py for the first and for later rounds).
+
+    Args:
+        rates: learning rate of every step of the round.
+    """
+    return 0.5 * math.sqrt(sum(rate * rate for rate in rates))
+
+
+def rounding_share(segment: Segment, noise_std: float, *, members: int, bits: int) -> float:
+    """Return the rounding error's standard deviation as a share of the noise's (for one update and for the mean)."""
+    step = 2.0 ** -fraction_bits(segment.bound, members=members, bits=bits)
+    return step / math.sqrt(12) / noise_std
