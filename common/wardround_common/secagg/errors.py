@@ -11,17 +11,25 @@ class Equivocation(VerificationError):
     """The operator signed two survivor sets for one round.
 
     Args:
+        code, message, next_step: as for every error.
         first, second: the two envelopes, evidence that anybody can check.
     """
 
-    def __init__(self, first: Envelope, second: Envelope) -> None:
-        super().__init__(
-            "secagg-equivocation",
-            "the server asked for a second opening of one round, for other survivors, and signed both requests",
-            next_step="nothing was opened for the second; keep both requests, stop the study, tell the other members",
-        )
+    def __init__(self, code: str, message: str, *, next_step: str, first: Envelope, second: Envelope) -> None:
+        super().__init__(code, message, next_step=next_step)
         self.first = first
         self.second = second
+
+
+def equivocation(first: Envelope, second: Envelope) -> Equivocation:
+    """Return the error for a second, different survivor set that the operator signed too."""
+    return Equivocation(
+        "secagg-equivocation",
+        "the server asked for a second opening of one round, for other survivors, and signed both requests",
+        next_step="nothing was opened for the second; keep both requests, stop the study, tell the other members",
+        first=first,
+        second=second,
+    )
 
 
 def frame_invalid(why: str) -> ProtocolError:

@@ -35,8 +35,8 @@ from wardround_common.secagg.documents import (
     signature_of,
 )
 from wardround_common.secagg.errors import (
-    Equivocation,
     cohort_too_small,
+    equivocation,
     keys_invalid,
     plan_foreign,
     round_pinned,
@@ -327,7 +327,7 @@ class Member:
     def _again(self, secrets: RoundSecrets, found: SurvivorSet, envelope: Envelope) -> bytes:
         first, first_envelope = open_signed(self._rules, secrets.opened)
         if found != first:
-            raise Equivocation(first_envelope, envelope)
+            raise equivocation(first_envelope, envelope)
         return secrets.opening
 
     def _require_own(self, secrets: RoundSecrets, asked: OpenRequest) -> None:
