@@ -36,6 +36,7 @@ class Agreed(Document):
     adapter: str  # digest of the global adapter that the next round must start from
     round: int = 0  # last round whose outcome was witnessed here
     witness: WitnessState | None = None  # newest cosigned checkpoint
+    begun: int = 0  # rounds of the study that had begun in the ledger then
 
     @property
     def size(self) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardround_client.agreed import Agreed
+from wardround_client.restored import require_remembered
 from wardround_common.audit.witness import verify_quorum
 from wardround_common.errors import PolicyError, ProtocolError, StorageError, VerificationError
 from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Policy, require
@@ -95,7 +96,8 @@ class Gate:
 
         Raises:
             ProtocolError: another study, round or cohort (5), or another adapter (6).
-            VerificationError: the previous round is not witnessed by the quorum (7).
+            VerificationError: the previous round is not witnessed by the quorum (7), or this site does not remember
+                that it cosigned it (`restored`).
             PolicyError: the study's hours are over (8).
         """
         last = study.privacy.rounds + study.privacy.spare_rounds
@@ -124,6 +126,7 @@ class Gate:
     def _require_witnessed(self, study: Study, plan: RoundPlan, agreed: Agreed) -> None:
         members = {member.name: member.identity for member in study.cohort.members}
         seen = verify_quorum(plan.witnessed, study.server.log, members, study.cohort.witness_quorum)
+        require_remembered(plan.witnessed, size=seen.size, remembered=agreed.size, study=study, site=self.site)
         if agreed.round < plan.round - 1 or seen.size < agreed.size:
             raise VerificationError(
                 "plan-not-witnessed",

@@ -131,6 +131,15 @@ class Ledger:
         """
         return begun_round(self._store, study, round_) is not None
 
+    def begun(self, study: str) -> int:
+        """Return how many rounds of a study began.
+
+        Raises:
+            StorageError: the ledger cannot be read.
+        """
+        row = self._find(study)
+        return row.begun if row else 0
+
     def begin(self, study: str, round_: int, plan: str) -> Stored | None:
         """Spend a round on `plan` and return its answer if it was stored before; durable on return.
 

@@ -9,7 +9,7 @@ Rules.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -25,12 +25,13 @@ from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.randomness import KeystreamRandomness, Randomness, new_round_seed
+from wardround_client.restored import enter_forgotten, require_newest_ledger
 from wardround_client.rounds import Rounds, Tensors, Trained, vault_prefix
 from wardround_client.site_data import load_site_texts
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
-from wardround_common.audit.events import ModelReleased
+from wardround_common.audit.events import Event, ModelReleased
 from wardround_common.audit.witness import consider
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import VerificationError
@@ -148,8 +149,12 @@ class SiteStudies:
             if error.code == "log-offer-stale":  # an answer of ours was lost: the server offers again from here
                 return StaleOffer(size=agreed.size)
             raise
+        self._enter_forgotten(study.study, events)
         own = self._own_answer(offer)
-        study.agreed = agree(agreed, self.config.site, events, own, offer.round).model_copy(update={"witness": witness})
+        begun = self.ledger.begun(offer.study)
+        study.agreed = agree(agreed, self.config.site, events, own, offer.round).model_copy(
+            update={"witness": witness, "begun": begun}
+        )
         store_agreed(self.home.agreed(offer.study), study.agreed)
         if own is not None and study.agreed.round >= offer.round:
             self.blobs.remove(own.sealed)  # witnessed: nobody may ask for it again
@@ -158,6 +163,15 @@ class SiteStudies:
             self._end(offer.study)
         self._show("done" if released else "waiting", study.study, offer.round)
         return Cosignature(line=line)
+
+    def _enter_forgotten(self, study: Study, events: Sequence[Event]) -> None:
+        found = enter_forgotten(events, study=study, site=self.config.site, ledger=self.ledger)
+        if found:
+            log.warning(
+                "an old copy of this site was restored: rounds that it had answered are entered as spent",
+                study=study.name,
+                rounds=list(found),
+            )
 
     def _end(self, study: str) -> None:
         """Give rounds that were never asked for back to the budget, and destroy the study's secrets."""
@@ -205,6 +219,7 @@ class SiteStudies:
         trainer = self.training.make_trainer(study, data, folder, self.config)
         first = _trained(initial_tensors(layout, study.adapter.seed), layout)
         agreed = load_agreed(self.home.agreed(study.sha256()), study.sha256(), sha256_digest(encode_tensors(first)))
+        require_newest_ledger(self.ledger.begun(study.sha256()), agreed.begun)
         rounds = Rounds(
             site=self.config.site,
             study=study,

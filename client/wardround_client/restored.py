@@ -1,0 +1,119 @@
+"""A site that was set back to an old copy: found out by what it signed and does not remember.
+
+Rules (docs/spec/round.md, "A restored site").
+- The evidence is this site's own signature in the witnessed history: an accepted answer that the ledger does not
+  hold, or a cosignature over a larger log than this site remembers. Nothing that the server merely says counts.
+- An answer that is found so is entered in the ledger as spent: the budget remembers what the copy forgot.
+- A round that was open in the copy is abandoned: either its answer is found, and nothing is drawn again, or its seed is
+  gone (`rounds`), or a later round began. The site misses it, like any site that was away.
+- An entry that contradicts what the ledger does hold is not a restore but a wrong log, and ends the cosigning.
+What this cannot see: an answer that was sent after the copy was made and is in no entry that a quorum has cosigned.
+Not done here: proofs that entries are in the log (`audit.witness`), the study's state at this site (`agreed`).
+
+    >>> enter_forgotten(events, study=study, site="north-ward", ledger=ledger)  # doctest: +SKIP
+    (3, 4)
+"""
+
+from collections.abc import Sequence
+
+from wardround_client.ledger import Ledger
+from wardround_client.ledger_rows import Stored
+from wardround_common.audit.events import Event, PrivacySpent, Unknown, UpdateReceived
+from wardround_common.audit.note import cosigned_times
+from wardround_common.errors import StorageError, VerificationError, WardroundError
+from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
+from wardround_common.rounds import UPDATE_HEADER_TYPE, UpdateHeader
+from wardround_common.signing import open_envelope, parse_public_key
+from wardround_common.study import Study
+
+
+def enter_forgotten(events: Sequence[Event | Unknown], *, study: Study, site: str, ledger: Ledger) -> tuple[int, ...]:
+    """Enter every answer of `site` that `events` show and `ledger` lacks; return their rounds.
+
+    Args:
+        events: opened entries of the log, proven to be in it.
+        study: the study that they are about; others are left out.
+        site: this site.
+        ledger: this site's, as its writer.
+
+    Raises:
+        VerificationError: an entry is not what this site signed, or contradicts the ledger.
+        StorageError: not stored.
+    """
+    mine = [e for e in events if getattr(e, "site", None) == site and getattr(e, "study", None) == study.sha256()]
+    records = {event.round: event for event in mine if isinstance(event, PrivacySpent)}
+    found = []
+    for received in (event for event in mine if isinstance(event, UpdateReceived)):
+        header, answer = _own_answer(received, records.get(received.round), study, site)
+        if _enter(ledger, header, answer):
+            found.append(received.round)
+    return tuple(found)
+
+
+def require_remembered(note: str, *, size: int, remembered: int, study: Study, site: str) -> None:
+    """Return unless this site cosigned more of the log than it remembers.
+
+    Args:
+        note: a checkpoint with cosignatures, its log signature verified.
+        size: entries under it.
+        remembered: entries under the newest checkpoint that this site knows it cosigned.
+        study: names this site's key.
+        site: this site.
+
+    Raises:
+        VerificationError: it did: an old copy was restored.
+    """
+    if size > remembered and cosigned_times(note, {site: study.member(site).identity}):
+        raise VerificationError(
+            "site-restored",
+            f"this site has cosigned {size} entries and remembers {remembered}: an old copy was restored",
+            next_step="nothing to do: the site reads what it missed, enters what it had spent, and takes part again; "
+            "tell the operator, as it counts as a colluding member until then",
+        )
+
+
+def require_newest_ledger(begun: int, remembered: int) -> None:
+    """Return unless fewer rounds began in the ledger than when this site last cosigned.
+
+    Raises:
+        StorageError: the ledger is an older copy than the rest of this site.
+    """
+    if begun < remembered:
+        raise StorageError(
+            "ledger-restored",
+            f"the ledger holds {begun} rounds of this study, but {remembered} had begun when this site last cosigned",
+            next_step="put the newer ledger back; if it is lost, remove state/agreed-*.json: the site then reads the "
+            "whole trail again and enters what was spent",
+        )
+
+
+def _own_answer(
+    received: UpdateReceived, spent: PrivacySpent | None, study: Study, site: str
+) -> tuple[UpdateHeader, Stored]:
+    key = [parse_public_key(study.member(site).identity)]
+    try:
+        header = UpdateHeader.from_bytes(open_envelope(received.header, UPDATE_HEADER_TYPE, key))
+        if spent is None:
+            raise _disagrees(received.round)
+        record = SubsampledGaussian.from_bytes(open_envelope(spent.record, MECHANISM_TYPE, key))
+    except WardroundError:
+        raise _disagrees(received.round) from None
+    place = (study.sha256(), received.round, site)
+    if (header.study, header.round, header.site) != place or record != study.mechanism(site, received.round):
+        raise _disagrees(received.round)
+    return header, Stored(header=received.header.to_bytes(), record=spent.record.to_bytes(), sealed=header.sealed)
+
+
+def _enter(ledger: Ledger, header: UpdateHeader, answer: Stored) -> bool:
+    stored = ledger.answer(header.study, header.round)
+    if stored is not None and stored != answer:
+        raise _disagrees(header.round)
+    return stored is None and ledger.recover(header.study, header.round, header.plan, answer)
+
+
+def _disagrees(round_: int) -> VerificationError:
+    return VerificationError(
+        "log-entry-disagrees",
+        f"the log shows another answer to round {round_} than this site signed",
+        next_step="this site stops cosigning; keep the home folder and compare logs with the other members",
+    )
