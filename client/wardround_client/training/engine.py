@@ -22,11 +22,12 @@ import torch
 
 from wardround_client.data.text import TextData
 from wardround_client.randomness import Randomness
-from wardround_client.training.dpsgd import Adam, PrivateStep, learning_rate_factor
+from wardround_client.training.dpsgd import PrivateStep
 from wardround_client.training.network import ModelSpec, Network, load_tokenizer
+from wardround_client.training.optimiser import Adam, learning_rate_factor
 from wardround_client.training.runtime import Progress, Runtime
 from wardround_client.training.sampling import MicroBatch, cut, draw, group_units
-from wardround_client.training.selfcheck import check_gradients
+from wardround_client.training.selfcheck import self_test
 from wardround_client.training.tokens import Activations, make_batch, tokenize
 from wardround_common.adapter import Tensors, TensorSpec, decode_tensors, encode_tensors
 from wardround_common.errors import DataError, TrainingError, VerificationError
@@ -96,8 +97,9 @@ class Trainer:
         self._step = PrivateStep(
             self._network, clip_norm=p.clip_norm, noise_multiplier=p.noise_multiplier, divisor=p.divisor
         )
-        check_gradients(self._network, self._step)
-        self._tokens = tokenize(data, load_tokenizer(model_folder), study.model.max_tokens)
+        tokenizer = load_tokenizer(model_folder)
+        self_test(self._network, tokenizer, study, study.model.max_tokens)
+        self._tokens = tokenize(data, tokenizer, study.model.max_tokens)
         self._groups = group_units(data.units)
         self._activations = Activations(self._network, self._tokens, runtime)
         progress(Progress(step=1, steps=1, phase="loading"))

@@ -5,12 +5,14 @@ Rules.
 - PEFT's trainable parameters must equal the study's layout exactly, name for name and shape for
   shape, or training is refused. Nothing else can be trained by accident.
 - There is no dropout: a step must be repeatable from its seed alone.
+- Every trained parameter's layer is attached to `recorder` (`fused`), or the network is refused.
 Not done here: verifying the folder's digest (`wardround_common.models.require_digest`).
 """
 
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wardround_client.training.backbone import make_backbone
+from wardround_client.training.fused import attach
 from wardround_client.training.runtime import Runtime
 from wardround_common.adapter import (
     AdapterLayout,
@@ -67,12 +70,13 @@ class Network(nn.Module):
             tensors[spec_.name].requires_grad = False
         self.trained = {spec_.name: tensors[spec_.name] for spec_ in self.layout.trained}
         self.set_tensors(initial_tensors(self.layout, spec.adapter.seed))
+        self.recorder = attach(self._peft)
         self.float32 = runtime.dtype == "float32"
         self.labels = spec.task.labels
         self.backbone = make_backbone(self._peft.base_model.model, min(spec.adapter.layers))
         self.hidden_size: int = self._peft.base_model.model.config.hidden_size
         self.vocabulary: int = self._peft.base_model.model.config.vocab_size
-        self.to(self.device).train()  # Opacus' hooks only work in training mode; dropout is zero
+        self.to(self.device)
 
     def lower(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Run the frozen layers: [B, T] -> float32 [B, T, H]."""
@@ -102,6 +106,15 @@ class Network(nn.Module):
     def trained_tensors(self) -> Tensors:
         """Return copies of the trained tensors."""
         return {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Within: no autocast, whatever the site's precision."""
+        kept, self.float32 = self.float32, True
+        try:
+            yield
+        finally:
+            self.float32 = kept
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=not self.float32)

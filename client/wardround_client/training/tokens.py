@@ -49,6 +49,14 @@ class Batch:
     starts: Tensor  # int64 [B]
     labels: Tensor  # int64 [B]; empty for instruction
 
+    def row(self, i: int) -> "Batch":
+        """Return record `i` alone, without the padding."""
+        rows, width = slice(i, i + 1), int(self.lengths[i])
+        labels = self.labels[rows] if len(self.labels) else self.labels
+        return Batch(
+            ids=self.ids[rows, :width], lengths=self.lengths[rows], starts=self.starts[rows], labels=labels
+        )
+
 
 def tokenize(data: TextData, tokenizer: Any, max_tokens: int) -> Tokens:
     """Tokenise all records of `data`, each cut to `max_tokens`."""
