@@ -83,6 +83,10 @@ class Runtime(Document):
             "a batch is the same.",
         ),
     ] = 2_048
+    checkpointing: Annotated[
+        bool,
+        Field(description="Compute activations again in the backward pass: less memory, about a third more work."),
+    ] = False
     threads: Annotated[
         int | None,
         Field(ge=1, le=1024, description="CPU threads for training; unset: as many as torch chooses.", examples=[4]),

@@ -13,11 +13,13 @@ Not done here: adapters, which are inside the modules already (`network`), and g
 Sources: BertModel and LlamaModel of transformers 5.23.0.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from wardround_common.errors import ConfigError
 
@@ -39,13 +41,14 @@ class BertBackbone:
         ConfigError: a variant of BERT that this forward pass does not compute.
     """
 
-    def __init__(self, model: Any, first: int) -> None:
+    def __init__(self, model: Any, first: int, *, checkpointing: bool = False) -> None:
         if getattr(model.config, "position_embedding_type", "absolute") != "absolute":
             raise _unsupported("relative position embeddings")
         if model.config.is_decoder or model.config.add_cross_attention:
             raise _unsupported("a BERT decoder")
         self._model, self._layers, self._first = model, model.bert.encoder.layer, first
         self._heads = model.config.num_attention_heads
+        self._checkpointing = checkpointing
 
     def lower(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """See `Backbone.lower`."""
@@ -59,7 +62,7 @@ class BertBackbone:
         """Return [B, labels]; `starts` is not used."""
         mask = _padding_mask(lengths, hidden.shape[1])
         for layer in self._layers[self._first :]:
-            hidden = self._layer(layer, hidden, mask)
+            hidden = _maybe_again(self._checkpointing, self._layer, layer, hidden, mask)
         real = mask[:, 0, 0, :, None]  # the mean of the logits is the logits of the mean: the head is linear
         logits: Tensor = self._model.classifier(torch.where(real, hidden, 0.0).sum(1) / real.sum(1))
         return logits
@@ -81,8 +84,9 @@ class BertBackbone:
 class LlamaBackbone:
     """Llama with its language-model head; right padding needs no mask beside the causal one."""
 
-    def __init__(self, model: Any, first: int) -> None:
+    def __init__(self, model: Any, first: int, *, checkpointing: bool = False) -> None:
         self._model, self._layers, self._first = model, model.model.layers, first
+        self._checkpointing = checkpointing
         config = model.config
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
 
@@ -101,9 +105,13 @@ class LlamaBackbone:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         cos, sin = self._model.model.rotary_emb(hidden, position_ids=positions)
         for layer in layers:
-            hidden = hidden + self._attention(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            hidden = _maybe_again(self._checkpointing, self._layer, layer, hidden, cos, sin)
         return hidden
+
+    def _layer(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        hidden = hidden + self._attention(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
+        result: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return result
 
     def _attention(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         query = attention.q_proj(x).unflatten(2, (self._heads, -1)).transpose(1, 2)
@@ -115,14 +123,27 @@ class LlamaBackbone:
         return result
 
 
-def make_backbone(model: nn.Module, first: int) -> Backbone:
+def make_backbone(model: nn.Module, first: int, *, checkpointing: bool = False) -> Backbone:
     """Return the forward pass for `model`, whose lowest adapted layer is `first`.
+
+    Args:
+        model: the task model with adapters in place.
+        first: index of the lowest adapted layer.
+        checkpointing: keep only what enters each layer and compute the rest again in the backward pass.
 
     Raises:
         ConfigError: a variant of the family that is not supported.
     """
     kind: str = model.config.model_type  # type: ignore[union-attr, assignment]
-    return BertBackbone(model, first) if kind == "bert" else LlamaBackbone(model, first)
+    made = BertBackbone if kind == "bert" else LlamaBackbone
+    return made(model, first, checkpointing=checkpointing)
+
+
+def _maybe_again(checkpointing: bool, layer: Callable[..., Tensor], *args: Any) -> Tensor:
+    if not (checkpointing and torch.is_grad_enabled()):
+        return layer(*args)
+    result: Tensor = checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+    return result
 
 
 def _padding_mask(lengths: Tensor, width: int) -> Tensor:  # [B] -> bool [B, 1, 1, T]

@@ -4,6 +4,8 @@ Rules.
 - What is computed is fixed by the study and by the round's randomness: same inputs, same bytes.
 - Everything that can change the guarantee is read from the study, at construction; `runtime` only
   changes speed and memory.
+- Out of memory cuts the micro-batch, never the draw. A device that fails ends the round's attempt;
+  the next attempt starts from the same inputs and the same randomness.
 - What leaves `train_round` is the difference to the global tensors after noise, and the optimiser's
   state, which stays at the site. Losses and norms are neither returned nor logged: they would be
   unnoised outputs.
@@ -23,10 +25,11 @@ import torch
 from wardround_client.data.text import TextData
 from wardround_client.randomness import Randomness
 from wardround_client.training.dpsgd import PrivateStep
+from wardround_client.training.failures import device_errors, is_out_of_memory
 from wardround_client.training.network import ModelSpec, Network, load_tokenizer
 from wardround_client.training.optimiser import Adam, learning_rate_factor
 from wardround_client.training.runtime import Progress, Runtime
-from wardround_client.training.sampling import MicroBatch, cut, draw, group_units
+from wardround_client.training.sampling import MicroBatch, cut, draw, group_units, halves
 from wardround_client.training.selfcheck import self_test
 from wardround_client.training.tokens import Activations, make_batch, tokenize
 from wardround_common.adapter import Tensors, TensorSpec, decode_tensors, encode_tensors
@@ -127,7 +130,8 @@ class Trainer:
             progress: called with counts of work.
 
         Raises:
-            TrainingError: tensors or state that are not this adapter's.
+            TrainingError: tensors or state that are not this adapter's, too little memory for one
+                record, or a device that failed.
         """
         self._require_complete(tensors)
         self._network.set_tensors(tensors)
@@ -142,7 +146,8 @@ class Trainer:
         steps = self._privacy.steps_per_round
         for step in range(steps):
             progress(Progress(step=step, steps=steps, phase="training"))
-            self._one_step(randomness)
+            with device_errors():
+                self._one_step(randomness)
             done = (round_ - 1) * steps + step
             adam.step(learning_rate_factor(done, self._privacy.rounds * steps, self._optimiser.warmup))
         progress(Progress(step=steps, steps=steps, phase="training"))
@@ -159,6 +164,28 @@ class Trainer:
         self._step.finish(randomness)
 
     def _run(self, part: MicroBatch) -> None:
+        """Add `part`; what does not fit into memory is added in halves, so the draw stays what it was."""
+        if self._fits(part):
+            return
+        if len(part.records) == 1:
+            raise TrainingError(
+                "out-of-memory",
+                "one record's gradient does not fit into this machine's memory",
+                next_step="free memory, or set runtime.dtype to bfloat16 and runtime.checkpointing to true",
+            )
+        for smaller in halves(part):
+            self._run(smaller)
+
+    def _fits(self, part: MicroBatch) -> bool:
+        try:
+            self._add(part)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _add(self, part: MicroBatch) -> None:
         device = self._network.device
         batch = make_batch(self._tokens, part.records, device)
         self._step.add(

@@ -33,7 +33,6 @@ from typing import Any
 import torch
 from opacus.grad_sample import GradSampleModule
 from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
@@ -50,6 +49,7 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: int | None = None
         self.stock = False
+        self.by_opacus: list[nn.Parameter] = []  # autograd computes their ordinary gradient as well
 
     @contextmanager
     def recording(self, rows: int) -> Iterator[None]:
@@ -59,6 +59,8 @@ class Recorder:
             yield
         finally:
             self.rows = None
+            for parameter in self.by_opacus:
+                parameter.grad = None
 
     @contextmanager
     def stock_layers(self) -> Iterator[None]:
@@ -107,26 +109,31 @@ def attach(model: nn.Module) -> Recorder:
     Raises:
         TrainingError: a trained parameter without an exact per-record rule.
     """
-    recorder, owned = Recorder(), set[int]()
+    recorder, inside = Recorder(), set[int]()  # modules that a LoRA layer's rule takes care of
     for name, module in model.named_modules():
         if type(module) is LoraLinear:
             layer = _lora_layer(name, module)
             _replace_forward(module, layer, recorder)
-            owned |= {id(p) for p in layer.parameters if p is not None}
+            inside |= {id(part) for part in _parts(module, layer)}
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            continue  # its own parameters are refused below, unless a rule above owns them
-        mine = {id(p) for p in module.parameters(recurse=False) if p.requires_grad} - owned
-        if mine and type(module) in (nn.Linear, Conv1D):
+        mine = {own: p for own, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if not mine or id(module) in inside:
+            continue
+        if type(module) in (nn.Linear, Conv1D):
             _replace_forward(module, _plain_layer(name, module), recorder)
-            owned |= mine
-        elif mine and type(module) in OPACUS_RULES:
+        elif type(module) in OPACUS_RULES:
             _hook(module, name, recorder)
-            owned |= mine
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in owned:
-            raise _refused(name, "no exact rule for its gradient per record is known")
+        else:  # also where another module shares the parameter: each use needs a rule
+            raise _refused(f"{name}.{min(mine)}", "no exact rule for its gradient per record is known")
     return recorder
+
+
+def _parts(module: Any, layer: _Layer) -> Iterator[nn.Module]:
+    """Yield the modules of a LoRA layer whose trained parameters all belong to `layer`."""
+    known = {id(p) for p in layer.parameters}
+    for part in module.modules():
+        if all(id(p) in known for p in part.parameters(recurse=False) if p.requires_grad):
+            yield part
 
 
 class _Fused(torch.autograd.Function):
@@ -145,7 +152,7 @@ class _Fused(torch.autograd.Function):
             a, b = a.to(dtype), b.to(dtype)
             low = flat @ a.t()
             y.addmm_(low, b.t(), alpha=layer.scaling)
-        x_needed, weight_needed, bias_needed, a_needed, b_needed = ctx.needs_input_grad[:5]
+        x_needed, weight_needed, _, a_needed, b_needed = ctx.needs_input_grad[:5]
         ctx.save_for_backward(
             flat if weight_needed or a_needed else None,
             low if b_needed else None,
@@ -163,7 +170,7 @@ class _Fused(torch.autograd.Function):
         layer, needs = ctx.layer, ctx.needs_input_grad
         g = outputs[0].reshape(-1, outputs[0].shape[-1])
         low_g = (g @ b).mul_(layer.scaling) if b is not None else None
-        products = {
+        products: dict[int, tuple[Any, Any] | None] = {
             1: (g, flat) if needs[1] else None,
             2: (g, None) if needs[2] else None,
             3: (low_g, flat) if needs[3] else None,
@@ -173,7 +180,7 @@ class _Fused(torch.autograd.Function):
         for place, pair in products.items():
             if pair is None:
                 continue
-            gradient = _product(*pair, ctx.rows)
+            gradient = _product(pair[0], pair[1], ctx.rows)
             if place == 4:
                 gradient = gradient.mul_(layer.scaling)
             if place == 1 and layer.transposed:
@@ -254,13 +261,14 @@ def _plain_layer(name: str, module: Any) -> _Layer:
 def _hook(module: nn.Module, name: str, recorder: Recorder) -> None:
     """Let Opacus' rule for this kind of layer compute the gradients."""
     rule = GradSampleModule.GRAD_SAMPLERS[type(module)]
+    recorder.by_opacus += [p for p in module.parameters(recurse=False) if p.requires_grad]
 
     def after_forward(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if recorder.rows is None or recorder.stock or not output.requires_grad:
             return
         recorder.require_rows(output, name)
         x = args[0].detach()
-        output.register_hook(lambda g: _record_by_rule(rule, module, x, g, recorder))
+        output.register_hook(lambda g: _record_by_rule(rule, module, x, g, recorder))  # type: ignore[no-untyped-call]
 
     module.register_forward_hook(after_forward)
 

@@ -73,7 +73,9 @@ class Network(nn.Module):
         self.recorder = attach(self._peft)
         self.float32 = runtime.dtype == "float32"
         self.labels = spec.task.labels
-        self.backbone = make_backbone(self._peft.base_model.model, min(spec.adapter.layers))
+        self.backbone = make_backbone(
+            self._peft.base_model.model, min(spec.adapter.layers), checkpointing=runtime.checkpointing
+        )
         self.hidden_size: int = self._peft.base_model.model.config.hidden_size
         self.vocabulary: int = self._peft.base_model.model.config.vocab_size
         self.to(self.device)

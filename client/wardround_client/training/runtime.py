@@ -15,6 +15,7 @@ class Runtime:
     threads: int | None = None  # None: torch's own choice
     device: str = "cpu"  # cpu, cuda, cuda:1, mps, or auto
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; gradients are clipped in float32
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more work
     cache_mib: int = 4096  # RAM for activations below the adapted layers; beyond it they are recomputed
 
 

@@ -69,6 +69,28 @@ def cut(drawn: Sequence[Ints], lengths: Ints, budget: int, max_rows: int) -> Ite
         yield _whole(pending)
 
 
+def halves(part: MicroBatch) -> tuple[MicroBatch, MicroBatch]:
+    """Return `part`, which has at least two records, as two smaller ones; units stay whole where there are several.
+
+    Raises:
+        ValueError: it has one record (misuse).
+    """
+    if len(part.records) < 2:
+        raise ValueError("one record cannot be cut")
+    if part.units > 1:
+        left = part.owners < part.units // 2
+        first = MicroBatch(records=part.records[left], owners=part.owners[left], units=part.units // 2, complete=True)
+        owners, units = part.owners[~left] - part.units // 2, part.units - part.units // 2
+        return first, MicroBatch(records=part.records[~left], owners=owners, units=units, complete=True)
+    middle = len(part.records) // 2
+    parts = (part.records[:middle], False), (part.records[middle:], part.complete)
+    first, second = (
+        MicroBatch(records=records, owners=np.zeros(len(records), np.int64), units=1, complete=complete)
+        for records, complete in parts
+    )
+    return first, second
+
+
 def _choose(records: Ints, most: int, randomness: Randomness) -> Ints:
     if len(records) <= most:
         return records

@@ -139,7 +139,8 @@ def _check_noise_and_movement(network: Network, study: StudyParts) -> None:
 def _throw_away_values(network: Network) -> Iterator[None]:
     """Within: every trained tensor holds small random values, so that no gradient is zero by initialisation."""
     kept, rng = network.trained_tensors(), np.random.default_rng(0)
-    network.set_tensors({name: 0.05 * rng.standard_normal(value.shape) for name, value in kept.items()})
+    values = {name: (0.05 * rng.standard_normal(v.shape)).astype(np.float32) for name, v in kept.items()}
+    network.set_tensors(values)
     try:
         yield
     finally:

@@ -53,9 +53,7 @@ class Batch:
         """Return record `i` alone, without the padding."""
         rows, width = slice(i, i + 1), int(self.lengths[i])
         labels = self.labels[rows] if len(self.labels) else self.labels
-        return Batch(
-            ids=self.ids[rows, :width], lengths=self.lengths[rows], starts=self.starts[rows], labels=labels
-        )
+        return Batch(ids=self.ids[rows, :width], lengths=self.lengths[rows], starts=self.starts[rows], labels=labels)
 
 
 def tokenize(data: TextData, tokenizer: Any, max_tokens: int) -> Tokens:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from peers.tiny_models import classification, dialogues, instruction, texts
 
 from wardround_client.randomness import KeystreamRandomness
@@ -120,7 +121,7 @@ def test_the_number_of_records_does_not_scale_the_update(bert, monkeypatch):
     for part in (data, double):
         subject = trainer(bert, spec, part)
         monkeypatch.setattr(
-            "wardround_client.training.dpsgd.Adam.step",
+            "wardround_client.training.optimiser.Adam.step",
             lambda adam, factor: seen.append({n: p.grad.numpy().copy() for n, p in adam._parameters.items()}),
         )
         subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None)
@@ -217,3 +218,55 @@ def test_layout_of_another_peft_is_refused(bert, monkeypatch):
     with pytest.raises(TrainingError) as caught:
         trainer(bert, classification(), texts(3))
     assert caught.value.code == "adapter-layout-differs"
+
+
+class _SmallMemory:
+    """Stands in for `Trainer._add`: more than `rows` records do not fit."""
+
+    def __init__(self, honest, rows, error):
+        self.honest, self.rows, self.error, self.refused = honest, rows, error, 0
+
+    def __call__(self, part):
+        if len(part.records) > self.rows:
+            self.refused += 1
+            raise self.error
+        self.honest(part)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_out_of_memory_changes_the_micro_batch_and_never_the_draw(bert, error):
+    spec = classification(unit="patient", records_per_unit=4, sample_rate=1.0, noise_multiplier=1e-6)
+    data = texts(12, units=[0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5])
+    deltas = []
+    for rows in (100, 3, 1):
+        subject = Trainer(spec, data, bert, Runtime())
+        subject._add = memory = _SmallMemory(subject._add, rows, error)
+        deltas.append(subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None).delta)
+        assert bool(memory.refused) is (rows < 100)
+    name = "base_model.model.classifier.weight"
+    scale = np.abs(deltas[0][name]).max()
+    assert all(np.abs(delta[name] - deltas[0][name]).max() < 0.02 * scale for delta in deltas)
+
+
+def test_a_record_that_never_fits_and_a_device_that_fails_are_typed_errors(bert):
+    for error, code in ((MemoryError(), "out-of-memory"), (torch.AcceleratorError("gone"), "device-failed")):
+        subject = trainer(bert, classification(sample_rate=1.0), texts(4))
+        subject._add = _SmallMemory(subject._add, 0, error)
+        with pytest.raises(TrainingError) as caught:
+            subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None)
+        assert caught.value.code == code
+    subject._add = _SmallMemory(subject._add, 0, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None)
+
+
+@pytest.mark.parametrize("kind", ["classification", "instruction"])
+def test_checkpointing_changes_nothing(bert, llama, kind):
+    folder, spec, data = (
+        (bert, classification(), texts(8)) if kind == "classification" else (llama, instruction(), dialogues(8))
+    )
+    deltas = []
+    for checkpointing in (False, True):
+        subject = trainer(folder, spec, data, checkpointing=checkpointing)
+        deltas.append(subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None))
+    assert delta_bytes(deltas[0]) == delta_bytes(deltas[1])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround_client.randomness import KeystreamRandomness
-from wardround_client.training.sampling import cut, draw, group_units
+from wardround_client.training.sampling import MicroBatch, cut, draw, group_units, halves
 
 
 def test_groups_follow_the_units():
@@ -80,3 +80,30 @@ def test_cutting_wastes_little_padding():
     parts = list(cut(list(group_units(np.arange(1000))), lengths, 2048, 10_000))
     padded = sum(len(p.records) * lengths[p.records].max() for p in parts)
     assert padded < 1.25 * lengths.sum()
+
+
+def test_padding_of_clinical_notes_stays_under_a_tenth():
+    """Lengths as of clinical notes: lognormal, median 150 tokens, cut at 512; logical batches of about 256."""
+    rng = np.random.default_rng(5)
+    lengths = np.clip(rng.lognormal(np.log(150), 0.8, 20_000), 4, 512).astype(np.int64)
+    padded = real = 0
+    for step in range(20):
+        drawn = draw(group_units(np.arange(20_000)), 256 / 20_000, 1, KeystreamRandomness(bytes([step]) * 32))
+        for part in cut(drawn, lengths, 4096, 10_000):
+            padded += len(part.records) * int(lengths[part.records].max())
+            real += int(lengths[part.records].sum())
+    assert padded / real <= 1.10
+
+
+def test_halves_keep_every_record_and_whole_units():
+    part = MicroBatch(records=np.arange(7), owners=np.array([0, 0, 1, 1, 1, 2, 3]), units=4, complete=True)
+    first, second = halves(part)
+    assert np.concatenate([first.records, second.records]).tolist() == list(range(7))
+    assert (first.owners.tolist(), first.units, first.complete) == ([0, 0, 1, 1, 1], 2, True)
+    assert (second.owners.tolist(), second.units, second.complete) == ([0, 1], 2, True)
+    one = MicroBatch(records=np.arange(5), owners=np.zeros(5, np.int64), units=1, complete=True)
+    first, second = halves(one)
+    assert (first.complete, second.complete) == (False, True)
+    assert [len(half.records) for half in (first, second)] == [2, 3]
+    with pytest.raises(ValueError, match="one record"):
+        halves(MicroBatch(records=np.arange(1), owners=np.zeros(1, np.int64), units=1, complete=True))
