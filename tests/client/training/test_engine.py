@@ -118,12 +118,12 @@ def test_the_number_of_records_does_not_scale_the_update(bert, monkeypatch):
     seen = []
     data = texts(6)
     double = dataclasses.replace(data, texts=data.texts * 2, labels=data.labels * 2, units=np.arange(12))
-    for part in (data, double):
-        subject = trainer(bert, spec, part)
-        monkeypatch.setattr(
-            "wardround_client.training.optimiser.Adam.step",
-            lambda adam, factor: seen.append({n: p.grad.numpy().copy() for n, p in adam._parameters.items()}),
-        )
+    subjects = [trainer(bert, spec, part) for part in (data, double)]
+    monkeypatch.setattr(
+        "wardround_client.training.optimiser.Adam.step",
+        lambda adam, factor: seen.append({n: p.grad.numpy().copy() for n, p in adam._parameters.items()}),
+    )
+    for subject in subjects:
         subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None)
     for name in seen[0]:
         assert np.allclose(seen[1][name], 2 * seen[0][name], atol=1e-9)
