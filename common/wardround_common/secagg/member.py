@@ -95,7 +95,7 @@ class Member:
         self._key = key
         self._random = random
         self._store = store
-        self._file = StateFile(store, rules.study)
+        self._file = StateFile(store, rules.study, random)
         self._fixed = FixedPoint(rules)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ Not done here: files. The store is handed in (`client.vault.Vault` behind a few 
 """
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Literal, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -117,11 +118,13 @@ class StateFile:
     Args:
         store: where items lie.
         study: digest; another study's state is refused.
+        random: draws the first carrier.
     """
 
-    def __init__(self, store: Store, study: str) -> None:
+    def __init__(self, store: Store, study: str, random: Callable[[int], bytes] = os.urandom) -> None:
         self._store = store
         self._study = study
+        self._random = random
 
     def __repr__(self) -> str:
         return "StateFile(…)"
@@ -134,7 +137,7 @@ class StateFile:
         """
         data = self._store.get("secagg-state")
         if data is None:
-            return MemberState(study=self._study, carrier=os.urandom(KEY))
+            return MemberState(study=self._study, carrier=self._random(KEY))
         try:
             state = MemberState.from_bytes(data)
         except ProtocolError:
