@@ -28,6 +28,9 @@ MAX_FRACTION = 40
 MAX_ROUNDING_SHARE = 0.01
 """Rounding may add at most this share of the noise's standard deviation."""
 
+ADAM_NOISE = math.sqrt((1 - 0.9) / (1 + 0.9))
+"""Share of unit noise that Adam's first moment keeps, as a standard deviation (b1 = 0.9): 0.229."""
+
 _PIECE = 1 << 16  # values converted at a time, so that float64 copies stay in the cache
 
 
@@ -121,16 +124,17 @@ def fraction_bits(bound: float, *, members: int, bits: int) -> int:
 
 
 def adam_noise_std(rates: tuple[float, ...]) -> float:
-    """Return a lower estimate of the noise's standard deviation in one coordinate of a round's update.
+    """Return a lower bound of the noise's standard deviation in one coordinate of a round's update.
 
-    Adam divides the noisy gradient by its own root mean square, so where noise dominates a coordinate walks by
-    about `rate` a step in a random direction; the steps of a round add up to at least half of sqrt(sum of rate^2)
-    (measured in tests/common/secagg/test_fixed.py for the first and for later rounds).
+    Where noise dominates, Adam's second moment is that of the noise and its first moment keeps
+    (1 - b1) / (1 + b1) of the noise's variance, so every step moves by at least `ADAM_NOISE` of its rate; steps of
+    one round are positively correlated, so their variances add up to less than the truth
+    (simulated in tests/common/secagg/test_fixed.py).
 
     Args:
         rates: learning rate of every step of the round.
     """
-    return 0.5 * math.sqrt(sum(rate * rate for rate in rates))
+    return ADAM_NOISE * math.sqrt(sum(rate * rate for rate in rates))
 
 
 def rounding_share(segment: Segment, noise_std: float, *, members: int, bits: int) -> float:
