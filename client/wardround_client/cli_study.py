@@ -32,7 +32,7 @@ def check(study: StudyName, home: HomeOption = Path(), as_json: AsJson = False) 
     Example: wardround client check icd-titles --home client
     """
     out = Output(as_json=as_json)
-    with _approver(home) as approver:
+    with open_approver(home) as approver:
         considered = approver.consider(study)
         with progress("checking the base model and this hospital's data"):
             clauses = approver.check(considered)
@@ -58,7 +58,7 @@ def approve(
     Example: wardround client approve icd-titles --home client --approver-key approver.key
     """
     out = Output(as_json=as_json)
-    with _approver(home) as approver:
+    with open_approver(home) as approver:
         considered = approver.consider(study)
         _show(out, considered, approver.budget(considered))
         with progress("checking the base model and this hospital's data"):
@@ -78,7 +78,8 @@ def approve(
 
 
 @contextmanager
-def _approver(home: Path) -> Iterator[Approver]:
+def open_approver(home: Path) -> Iterator[Approver]:
+    """Yield an approver connected to the server, with the ledger open beside a running daemon."""
     paths, config = Home(home), load(home)
     connection = Connection.from_home(home, address=config.server, proxy=config.proxy)
     with Calls(connection) as calls, Ledger.open(paths.ledger) as ledger:

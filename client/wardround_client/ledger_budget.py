@@ -121,6 +121,6 @@ class Budget:
         return math.ceil(epsilon * 100) / 100
 
 
-def percent(share: float) -> str:
-    """Return a share of a budget as people read it."""
-    return f"{share:.1%}" if share < 10 else "over 1000%"
+def percent(share: float | None) -> str:
+    """Return a share of a budget as people read it; None is beyond any."""
+    return f"{share:.1%}" if share is not None and share < 10 else "over 1000%"

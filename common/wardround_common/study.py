@@ -161,6 +161,21 @@ class Privacy(Document):
     divisor: PositiveFloat  # units; the noisy sum is divided by it: sample_rate x a public nominal cohort size
     records_per_unit: Annotated[int, Field(ge=1, le=MAX_RECORDS_PER_UNIT)] = 1
 
+    def mechanism(self, study: str, site: str, round_: int) -> SubsampledGaussian:
+        """Return the record of what `site` runs in round `round_` (1-based) of the study with digest `study`."""
+        return SubsampledGaussian(
+            study=study,
+            site=site,
+            round=round_,
+            unit=self.unit,
+            adjacency=self.adjacency,
+            sample_rate=self.sample_rate,
+            noise_multiplier=self.noise_multiplier,
+            clip_norm=self.clip_norm,
+            steps=self.steps_per_round,
+            records_per_unit=self.records_per_unit,
+        )
+
 
 class Optimiser(Document):
     """Local Adam, its state kept at the site between rounds; the server takes the equal-weight mean."""
@@ -247,19 +262,7 @@ class Study(Document):
 
     def mechanism(self, site: str, round_: int) -> SubsampledGaussian:
         """Return the record of what `site` runs in round `round_` (1-based): study constants only."""
-        p = self.privacy
-        return SubsampledGaussian(
-            study=self.sha256(),
-            site=site,
-            round=round_,
-            unit=p.unit,
-            adjacency=p.adjacency,
-            sample_rate=p.sample_rate,
-            noise_multiplier=p.noise_multiplier,
-            clip_norm=p.clip_norm,
-            steps=p.steps_per_round,
-            records_per_unit=p.records_per_unit,
-        )
+        return self.privacy.mechanism(self.sha256(), site, round_)
 
 
 def open_proposed(envelope: Envelope, operator: str) -> Study:

@@ -251,7 +251,7 @@ def compile_study(
             task=file.task,
             model=Model(source=file.model.source, content=model_content, max_tokens=file.model.max_tokens),
             adapter=Adapter(**dict(file.adapter), initial=adapter_initial, parameters=adapter_parameters),
-            privacy=_privacy(file.privacy, calibrate),
+            privacy=compile_privacy(file.privacy, calibrate),
             optimiser=file.optimiser,
             protection=file.protection,
             evaluation=file.evaluation,
@@ -282,7 +282,8 @@ def _cohort(file: CohortFile, members: Mapping[str, str]) -> Cohort:
     )
 
 
-def _privacy(file: PrivacyFile, calibrate: Calibrate) -> Privacy:
+def compile_privacy(file: PrivacyFile, calibrate: Calibrate) -> Privacy:
+    """Return the signed section; `calibrate` finds the noise multiplier if the file sets none."""
     noise = file.noise_multiplier
     if noise is None:
         steps = (file.rounds + file.spare_rounds) * file.steps_per_round

@@ -11,9 +11,10 @@ Rules.
 - A share is more careful than PLD: a first study that costs ε by PLD needs a cap of about 1.1 to 1.25 ε.
 Not done here: what was reserved, and keeping α (the client's ledger). Nothing but `math` is used.
 
-Sources: Feldman and Zrnic 2021 (arXiv 2008.11193), Rényi filter at a fixed order; Rényi loss at whole orders: Mironov,
-Talwar, Zhang 2019 (arXiv 1908.10530), section 3.3; conversion: Canonne, Kamath, Steinke 2020 (arXiv 2004.00010),
-proposition 12.
+Sources: filters, and why prices of adaptively chosen studies do not add: Rogers, Roth, Ullman, Vadhan 2016 (arXiv
+1605.08294); the Rényi filter at a fixed order: Feldman and Zrnic 2021 (arXiv 2008.11193), Lécuyer 2021 (arXiv
+2103.01379); Rényi loss at whole orders: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530), section 3.3; conversion:
+Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), proposition 12.
 
     >>> cap = Cap(epsilon=10.0, delta=1e-5)
     >>> order = best_order((record, 20), cap)
