@@ -18,6 +18,7 @@ from hmac import compare_digest
 
 import numpy as np
 
+from wardround_common.envelope.hpke import PrivateKey
 from wardround_common.errors import ProtocolError, VerificationError
 from wardround_common.rounds import RoundPlan
 from wardround_common.secagg import derive, shamir
@@ -354,12 +355,14 @@ class Openings:
             if not neighbours:
                 continue
             root = self._secret(lost, released)
-            if derive.public_bytes(derive.mask_key(root, name)) != self._parcels.keys.peer(lost).mask_key:
+            key = derive.mask_key(root, name)
+            if derive.public_bytes(key) != self._parcels.keys.peer(lost).mask_key:
                 raise shares_inconsistent()
             for peer in neighbours:
-                yield derive.derive(self._pair_seed(lost, peer, root), "pair", context), 1 if peer < lost else -1
+                seed = self._pair_seed(lost, peer, root, key)
+                yield derive.derive(seed, "pair", context), 1 if peer < lost else -1
 
-    def _pair_seed(self, lost: int, peer: int, root: bytes) -> bytes:
+    def _pair_seed(self, lost: int, peer: int, root: bytes, key: PrivateKey) -> bytes:
         if derive.chooses(lost, peer):
             return derive.chosen_seed(root, peer, round_name(self._rules, self._parcels.round))
         keys = self._parcels.keys
@@ -367,6 +370,6 @@ class Openings:
             self._rules, self._parcels.round, (peer, keys.peer(peer).document), (lost, keys.peer(lost).document)
         )
         try:
-            return received_seed(self._rules, self._parcels.round, root, self._parcels.parcel(peer, lost), context)
+            return received_seed(key, self._parcels.parcel(peer, lost), context)
         except VerificationError:
             raise shares_inconsistent() from None

@@ -48,7 +48,7 @@ from wardround_common.secagg.frames import KeyList, Kit, OpenRequest, ParcelSet
 from wardround_common.secagg.keys import PeerKeys, key_set, make_entry, verified
 from wardround_common.secagg.masks import MaskSeed, RingVector, apply_masks
 from wardround_common.secagg.openings import make_opening
-from wardround_common.secagg.parcels import Packer, round_name, unpack
+from wardround_common.secagg.parcels import Packer, Unpacker, round_name
 from wardround_common.secagg.rules import Rules
 from wardround_common.secagg.state import MAX_OPEN_ROUNDS, Chain, MemberState, RoundSecrets, StateFile, Store
 from wardround_common.secagg.survivors import check_set, open_signed
@@ -255,24 +255,26 @@ class Member:
             raise plan_foreign("the kit is another round's, or leaves members of its roster out")
         if not set(expected) <= set(peers):
             raise plan_foreign("the roster names members that offered no keys")
-        own = verified(
-            self._rules,
-            secrets.round,
-            KeyList.decode(secrets.offer, members=len(self._rules.names)).entries[0],
-        )
-        chains = {chain.peer: chain for chain in state.chains}
-        carrier = PrivateKey.from_seed(state.carrier)
-        opened = []
+        unpacker = self._unpacker(state, secrets)
+        chains, opened = {chain.peer: chain for chain in state.chains}, []
         for index in expected:
-            held, chains[index] = unpack(
-                self._rules, secrets, own, peers[index], parcels[index], chains[index], carrier
-            )
+            held, chains[index] = unpacker.unpack(peers[index], parcels[index], chains[index])
             opened.append(held)
         changes = {"peers": tuple(opened), "roster": kit.roster, "context": context.to_bytes()}
         secrets = secrets.model_copy(update=changes)
         state = self._file.with_round(state.model_copy(update={"chains": tuple(chains.values())}), secrets)
         self._file.save(state)
         return state, secrets
+
+    def _unpacker(self, state: MemberState, secrets: RoundSecrets) -> Unpacker:
+        offer = KeyList.decode(secrets.offer, members=len(self._rules.names))
+        return Unpacker(
+            rules=self._rules,
+            round=secrets.round,
+            own=verified(self._rules, secrets.round, offer.entries[0]),
+            mask_key=derive.mask_key(secrets.root, round_name(self._rules, secrets.round)),
+            carrier=PrivateKey.from_seed(state.carrier),
+        )
 
     def _seeds(self, secrets: RoundSecrets, context: bytes) -> list[MaskSeed]:
         pairs = [

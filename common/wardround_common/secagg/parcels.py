@@ -1,6 +1,6 @@
 """Parcels: the shares of one member's secrets for each peer (docs/spec/secagg.md, "Frames" and rule 15).
 
-`pack` makes all parcels of a sender, `unpack` opens one. Both return the chain as it is afterwards,
+`Packer` makes the parcels of a sender, `Unpacker` opens those for a receiver. Both return the chain as it is after,
 one step on, so that a box key lives as long as the call.
 """
 
@@ -91,58 +91,69 @@ class Packer:
         return with_seed(context, wrapped), seed, wrapped
 
 
-def unpack(
-    rules: Rules, secrets: RoundSecrets, own: PeerKeys, peer: Peer, parcel: Parcel, chain: Chain, carrier: PrivateKey
-) -> tuple[Peer, Chain]:
-    """Return what `parcel` holds for this member, and the chain after it.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Unpacker:
+    """Opens the parcels for one member in one round.
 
     Args:
         rules: the study's parameters.
-        secrets: this member's of the round.
-        own: its keys of the round.
-        peer: what it knows of the sender.
-        parcel: hostile.
-        chain: with the sender, under both carriers in use.
-        carrier: this member's carrier key.
-
-    Raises:
-        VerificationError: anything about the parcel does not hold.
+        round: the round that they are for.
+        own: this member's keys of that round.
+        mask_key, carrier: the private halves.
     """
-    name = rules.names[peer.index]
-    if parcel.introduction and not chain.receive:
+
+    rules: Rules
+    round: int
+    own: PeerKeys
+    mask_key: PrivateKey
+    carrier: PrivateKey
+
+    def unpack(self, peer: Peer, parcel: Parcel, chain: Chain) -> tuple[Peer, Chain]:
+        """Return what `parcel` holds for this member, and the chain after it.
+
+        Args:
+            peer: what this member knows of the sender.
+            parcel: hostile.
+            chain: with the sender, under both carriers in use.
+
+        Raises:
+            VerificationError: anything about the parcel does not hold.
+        """
+        if parcel.introduction and not chain.receive:
+            chain = chain.model_copy(update={"receive": self._accept(peer, parcel), "receive_round": self.round})
+        if not chain.receive or chain.receive_round > self.round:
+            raise parcel_invalid(self.rules.names[peer.index])
+        current = chains.at_round(chain.receive, chain.receive_round, self.round)
+        context = pair_context(self.rules, self.round, (peer.index, peer.keys), (self.own.index, self.own.document))
+        shares = derive.unseal(chains.box_key(current), parcel.box, derive.digest(with_seed(context, parcel.seed)))
+        if shares is None:
+            raise parcel_invalid(self.rules.names[peer.index])
+        found = peer.model_copy(
+            update={
+                "token_in": chains.token_key(current),
+                "self_share": shares[: derive.KEY],
+                "root_share": shares[derive.KEY :],
+                "seed": peer.seed or received_seed(self.mask_key, parcel, context),
+            }
+        )
+        after = chains.at_round(current, self.round, self.round + 1)
+        return found, chain.model_copy(update={"receive": after, "receive_round": self.round + 1})
+
+    def _accept(self, peer: Peer, parcel: Parcel) -> bytes:
         sender = PeerKeys(index=peer.index, document=peer.keys, mask_key=b"", carrier=peer.carrier, carrier_key=b"")
-        document = introduction(rules, secrets.round, sender, own)
-        start = chains.accept(document, parcel, carrier, rules.identities[peer.index])
-        chain = chain.model_copy(update={"receive": start, "receive_round": secrets.round})
-    if not chain.receive or chain.receive_round > secrets.round:
-        raise parcel_invalid(name)
-    current = chains.at_round(chain.receive, chain.receive_round, secrets.round)
-    context = pair_context(rules, secrets.round, (peer.index, peer.keys), (own.index, own.document))
-    shares = derive.unseal(chains.box_key(current), parcel.box, derive.digest(with_seed(context, parcel.seed)))
-    if shares is None:
-        raise parcel_invalid(name)
-    found = peer.model_copy(
-        update={
-            "token_in": chains.token_key(current),
-            "self_share": shares[: derive.KEY],
-            "root_share": shares[derive.KEY :],
-            "seed": peer.seed or received_seed(rules, secrets.round, secrets.root, parcel, context),
-        }
-    )
-    after = chains.at_round(current, secrets.round, secrets.round + 1)
-    return found, chain.model_copy(update={"receive": after, "receive_round": secrets.round + 1})
+        document = introduction(self.rules, self.round, sender, self.own)
+        return chains.accept(document, parcel, self.carrier, self.rules.identities[peer.index])
 
 
-def received_seed(rules: Rules, round_: int, root: bytes, parcel: Parcel, context: PairContext) -> bytes:
-    """Return the seed that the sender of `parcel` chose, opened with the receiver's root.
+def received_seed(mask_key: PrivateKey, parcel: Parcel, context: PairContext) -> bytes:
+    """Return the seed that the sender of `parcel` chose, opened with the receiver's mask key.
 
     Raises:
         VerificationError: it is missing or does not open.
     """
     try:
         if parcel.seed:
-            key = derive.mask_key(root, round_name(rules, round_))
-            return unwrap(parcel.seed, key, derive.digest(context))
+            return unwrap(parcel.seed, mask_key, derive.digest(context))
     except WrapBroken:
         pass
     raise parcel_invalid(context.sender)
