@@ -1,8 +1,9 @@
 """The hospital's Flower `ClientApp`: what a message may make this site do.
 
 Rules.
-- Two message types exist: `train` carries a `RoundPlan`, `query.cosign` a `CheckpointOffer`. Any
-  other is refused. No code, configuration or template is taken from a message.
+- Three message types exist: `train` carries a `RoundPlan`, `query.cosign` a `CheckpointOffer`,
+  `query.abort` an operator's signed `Abort`. Any other is refused. No code, configuration or
+  template is taken from a message.
 - Whatever goes wrong, the server hears one of three generic words; the reason goes to the local log.
 - It knows nothing of our transport: an ordinary `flwr.clientapp.ClientApp`.
 """
@@ -15,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from wardround_client.transport.flower import pack, unpack
 from wardround_common.documents import Document
+from wardround_common.ending import Ended
 from wardround_common.errors import BudgetError, PolicyError, ProtocolError, VerificationError, WardroundError
 from wardround_common.logging import get_logger
 from wardround_common.rounds import (
@@ -27,6 +29,7 @@ from wardround_common.rounds import (
     RoundPlan,
     StaleOffer,
 )
+from wardround_common.signing import Envelope
 
 log = get_logger("client.app")
 
@@ -39,6 +42,9 @@ class Studies(Protocol):
 
     def cosign(self, offer: CheckpointOffer) -> Cosignature | StaleOffer:
         """Return the cosignature, after checking every entry that concerns this site."""
+
+    def abort(self, envelope: Envelope) -> Ended:
+        """End a study that its operator aborted."""
 
 
 def client_app(studies: Studies) -> ClientApp:
@@ -57,6 +63,13 @@ def client_app(studies: Studies) -> ClientApp:
     def cosign(message: Message, context: Context) -> Message:
         def answer(document: bytes) -> tuple[Document, tuple[BlobRef, ...]]:
             return studies.cosign(CheckpointOffer.from_bytes(document)), ()
+
+        return _reply(message, answer)
+
+    @app.query("abort")
+    def abort(message: Message, context: Context) -> Message:
+        def answer(document: bytes) -> tuple[Document, tuple[BlobRef, ...]]:
+            return studies.abort(Envelope.from_bytes(document)), ()
 
         return _reply(message, answer)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wardround_client.config import ClientConfig
+from wardround_client.ending import require_not_ended
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.ledger_budget import Budget, plan_of
@@ -71,6 +72,7 @@ class Approver:
         policy = load_yaml(self.home.policy, Policy)
         envelope = Envelope.from_bytes(self.calls.get_study(reference))
         study = open_proposed(envelope, policy.pins.operator)
+        require_not_ended(self.home, study.sha256())
         if reference not in (study.name, study.sha256()):
             raise _altered(f"the server sent study {study.name} when asked for {reference}")
         own = study.member(self.config.site).identity

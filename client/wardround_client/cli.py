@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from wardround_client import cli_presence
+from wardround_client.cli_leave import leave
 from wardround_client.cli_ledger import ledger_app
 from wardround_client.cli_options import ApproverKey, AsJson, HomeOption
 from wardround_client.cli_policy import policy_app
@@ -38,6 +39,7 @@ client_app.add_typer(policy_app)
 client_app.add_typer(ledger_app)
 client_app.command()(check)
 client_app.command()(approve)
+client_app.command()(leave)
 cli_presence.register(client_app)
 
 

@@ -17,6 +17,7 @@ from flwr.app import Context, Message, RecordDict
 from wardround_client.app import client_app
 from wardround_client.caretaker import Caretaker
 from wardround_client.config import ClientConfig
+from wardround_client.ending import is_ended, send_withdrawals, waiting_withdrawals
 from wardround_client.gate import Gate
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
@@ -55,14 +56,14 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
     renew_at_start(home, config)
     connection = Connection.from_home(home.root, address=config.server, proxy=config.proxy)
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:
-        studies = open_site(home, config, ledger, connection, training or Training())
+        studies = open_site(home, config, ledger, training or Training())
         board = studies.board
-        _prepare(studies)
         session = _session(studies, connection)
         threading.Thread(target=_forward, args=(stop, session), name="stop", daemon=True).start()
         caretaker = _caretaker(studies, session)
         caretaker.tick()
         threading.Thread(target=caretaker.run, args=(stop,), name="caretaker", daemon=True).start()
+        _prepare(studies)
         try:
             asyncio.run(session.run())
         except WardroundError as error:
@@ -71,9 +72,7 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
         log.info("stopped")
 
 
-def open_site(
-    home: Home, config: ClientConfig, ledger: Ledger, connection: Connection, training: Training
-) -> SiteStudies:
+def open_site(home: Home, config: ClientConfig, ledger: Ledger, training: Training) -> SiteStudies:
     """Return the site's studies with their real collaborators."""
     board = StatusBoard(home.status)
     board.show(phase="starting")
@@ -87,7 +86,7 @@ def open_site(
         blobs=FileBlobStore(home.blobs),
         board=board,
         key=load_identity_key(home.identity_key),
-        get_study=lambda digest: _get_study(connection, digest),
+        get_study=lambda digest: _get_study(home, config, digest),
         training=training,
     )
 
@@ -105,6 +104,9 @@ def _caretaker(studies: SiteStudies, session: Session) -> Caretaker:
     home, config = studies.home, studies.config
 
     def renew() -> None:
+        if waiting_withdrawals(home):
+            with Calls(Connection.from_home(home.root, address=config.server, proxy=config.proxy)) as calls:
+                send_withdrawals(home, calls, studies.gate.policy.pins.operator)
         if renew_if_due(home.root, site=config.site, address=config.server, proxy=config.proxy):
             session.use(Connection.from_home(home.root, address=config.server, proxy=config.proxy))
             log.info("transport certificate renewed while running")
@@ -119,14 +121,17 @@ def _caretaker(studies: SiteStudies, session: Session) -> Caretaker:
     )
 
 
-def _get_study(connection: Connection, digest: str) -> bytes:
-    with Calls(connection) as calls:
+def _get_study(home: Home, config: ClientConfig, digest: str) -> bytes:
+    """Ask over a new connection, so that a certificate renewed meanwhile is used."""
+    with Calls(Connection.from_home(home.root, address=config.server, proxy=config.proxy)) as calls:
         return calls.get_study(digest)
 
 
 def _prepare(studies: SiteStudies) -> None:
     """Open what was approved, so that the first plan finds model and caches in memory."""
     for digest in studies.home.approved_studies():
+        if is_ended(studies.home, digest):
+            continue
         try:
             studies.open(digest)
         except TransportError as error:

@@ -80,6 +80,20 @@ class Home:
         """The kill switch: while this file is there, no client runs in this home."""
         return self.root / "STOP"
 
+    @property
+    def outbox(self) -> Path:
+        """Signed withdrawals that the server has not confirmed."""
+        return self.root / "state" / "outbox"
+
+    @property
+    def receipts(self) -> Path:
+        """Withdrawals with the operator's signature: proof that it knows."""
+        return self.root / "state" / "receipts"
+
+    def ended(self, study: str) -> Path:
+        """Why the study ended here: the operator's abort, or this hospital's withdrawal."""
+        return self.root / "state" / f"ended-{study[7:]}.json"
+
     def approval(self, study: str) -> Path:
         """The responsible person's approval of the study with this digest."""
         return self.root / "approvals" / f"{study[7:]}.json"

@@ -29,6 +29,7 @@ Phase = Literal[
     "done",
     "paused",
     "failed",
+    "aborted",
     "stopped",
 ]
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, store_agreed
 from wardround_client.config import ClientConfig
 from wardround_client.data.text import TextData
+from wardround_client.ending import SiteEnding, require_not_ended
 from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
@@ -34,6 +35,7 @@ from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tenso
 from wardround_common.audit.events import Event, ModelReleased
 from wardround_common.audit.witness import consider
 from wardround_common.documents import sha256_digest
+from wardround_common.ending import Ended, open_abort
 from wardround_common.errors import VerificationError
 from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, require_digest, weight_shapes
@@ -164,6 +166,25 @@ class SiteStudies:
         self._show("done" if released else "waiting", study.study, offer.round)
         return Cosignature(line=line)
 
+    def abort(self, envelope: Envelope) -> Ended:
+        """End a study that the pinned operator aborted, for good; one that is not this site's changes nothing here.
+
+        Raises:
+            WardroundError: not signed by the operator; nothing was changed.
+        """
+        abort = open_abort(envelope, self.gate.policy.pins.operator)
+        if self.home.approval(abort.study).exists():
+            freed = self.ending.end(abort.study, envelope)
+            log.warning("study aborted by the operator", study=abort.study, reason=abort.reason, rounds_freed=freed)
+            self._open.pop(abort.study, None)
+            self.board.show(phase="aborted", message=f"the operator aborted the study: {abort.reason}")
+        return Ended(study=abort.study)
+
+    @property
+    def ending(self) -> SiteEnding:
+        """Ends studies at this site."""
+        return SiteEnding(home=self.home, site=self.config.site, ledger=self.ledger, vault=self.vault, blobs=self.blobs)
+
     def _enter_forgotten(self, study: Study, events: Sequence[Event]) -> None:
         found = enter_forgotten(events, study=study, site=self.config.site, ledger=self.ledger)
         if found:
@@ -185,6 +206,7 @@ class SiteStudies:
         Raises:
             WardroundError: not approved, not fully co-signed, refused, or the model or data are unusable.
         """
+        require_not_ended(self.home, digest)
         if digest not in self._open:
             study = self.gate.admit_study(self._envelope(digest), load_policy_approval(self.home.approval(digest)))
             self._open[digest] = self._prepare(study)
@@ -230,10 +252,21 @@ class SiteStudies:
             blobs=self.blobs,
             key=self.key,
             new_seed=self.training.new_seed,
-            phase=lambda phase, round_: self._show(phase, study, round_),
+            phase=lambda phase, round_: self._phase(phase, study, round_),
         )
         self._show("waiting", study, agreed.round)
-        return OpenStudy(study=study, rounds=rounds, trainer=trainer, agreed=agreed, board=self.board)
+        return OpenStudy(
+            study=study,
+            rounds=rounds,
+            trainer=trainer,
+            agreed=agreed,
+            board=self.board,
+            require_going=lambda: require_not_ended(self.home, study.sha256()),
+        )
+
+    def _phase(self, phase: str, study: Study, round_: int) -> None:
+        require_not_ended(self.home, study.sha256())
+        self._show(phase, study, round_)
 
     def _own_answer(self, offer: CheckpointOffer) -> OwnAnswer | None:
         stored = self.ledger.answer(offer.study, offer.round)
@@ -266,6 +299,7 @@ class OpenStudy:
     trainer: RoundTrainer = field(repr=False)
     agreed: Agreed
     board: StatusBoard = field(repr=False)
+    require_going: Callable[[], None] = field(repr=False)  # raises once the study was aborted or left
 
     def train(self, tensors: Tensors, round_: int, seed: bytes, optimiser_state: bytes | None) -> Trained:
         """Train one round; every coin and all noise derive from `seed`."""
@@ -275,6 +309,7 @@ class OpenStudy:
         return Trained(delta=result.delta, optimiser_state=result.optimiser_state)
 
     def _progress(self, progress: "Progress") -> None:
+        self.require_going()
         phase = "caching" if progress.phase == "caching" else "training"
         self.board.show(phase=phase, step=progress.step, steps=progress.steps)
 

@@ -20,10 +20,12 @@ from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError
 from wardround_common.identity.address import Address
 from wardround_common.logging import get_logger
+from wardround_common.signing import Envelope
 from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
 from wardround_server.auditlog import AuditLog
 from wardround_server.auditpublisher import Publisher
+from wardround_server.ending import AbortNotices
 from wardround_server.office import Office
 from wardround_server.rounds.state import RoundState
 from wardround_server.runner import StudyRunner, Surroundings
@@ -84,8 +86,8 @@ class Daemon:
             blobs=self._blobs,
             state=RoundState(office.database),
             board=self._board,
-            stop=stop,
         )
+        self._notices = AbortNotices(hub=self._hub, endings=office.endings)
         self._runners: dict[str, StudyRunner] = {}
         self._publisher = Publisher(audit)
         self._keys = office.keys
@@ -113,6 +115,7 @@ class Daemon:
             studies=office.shelf,
             hub=self._hub,
             blobs=self._blobs,
+            withdraw=office.endings.withdraw,
         )
         credentials = server_credentials(
             lambda: (self._keys.tls_key, self._keys.tls_certificate), office.keys.authority.pem
@@ -123,8 +126,14 @@ class Daemon:
         self._publisher.check()
         self._log_waiting_events()
         for proposal in self._office.shelf.all():
-            if proposal.study.name not in self._runners:
+            abort = self._office.endings.aborted(proposal.study.sha256())
+            if abort is not None:
+                self._end(proposal, abort)
+            elif proposal.study.name not in self._runners:
                 self._consider(proposal)
+            else:
+                self._limit(proposal)
+        self._notices.collect()
         self._watch_runners()
         self._renew_certificate()
         self._board.refresh()
@@ -169,6 +178,23 @@ class Daemon:
             self._runners[name] = StudyRunner(proposal, self._grid(proposal.study), self._around)
             self._runners[name].start()
 
+    def _end(self, proposal: Proposal, abort: Envelope) -> None:
+        """Stop an aborted study where it is, and tell its members."""
+        runner = self._runners.get(proposal.study.name)
+        if runner is not None and not runner.halt.is_set():
+            log.warning("study aborted", study=proposal.study.name)
+            runner.halt.set()
+            self._board.aborted(proposal.study.name, proposal.study.privacy.rounds)
+        self._notices.offer(proposal, abort)
+
+    def _limit(self, proposal: Proposal) -> None:
+        """Abort a running study that is out of time, or that too many hospitals have left."""
+        study, runner = proposal.study, self._runners[proposal.study.name]
+        reason = None if runner.completed else self._office.endings.due(study)
+        if reason is not None:
+            log.warning("the server aborts a study", study=study.name, reason=reason)
+            self._office.endings.abort(study, reason)
+
     def _grid(self, study: Study) -> GrpcGrid:
         members = {member.name: member.identity for member in study.cohort.members}
         return GrpcGrid(self._hub, study=study.sha256(), members=members)
@@ -186,6 +212,8 @@ class Daemon:
 
     def _shut_down(self) -> None:
         self._stop.set()
+        for runner in self._runners.values():
+            runner.halt.set()
         self._hub.close()
         for runner in self._runners.values():
             runner.join()

@@ -166,6 +166,29 @@ def propose_(
     out.result({"study": study.sha256(), "name": study.name, "privacy": _privacy(study)})
 
 
+@study_app.command()
+def abort(
+    study: Annotated[str, typer.Argument(help="Name or digest of the study.", show_default=False)],
+    because: Annotated[str, typer.Option(help="operator or key-compromised.")] = "operator",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+    home: HomeOption = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """End a study before its release, for good. Rounds that began stay spent at every hospital; the rest is free again.
+
+    Example: wardround server study abort icd-titles --home server
+    """
+    out, office = Output(as_json=as_json), Office.open(home)
+    found = office.shelf.get(study).study
+    if because not in ("operator", "key-compromised"):
+        raise ConfigError("abort-reason", f"unknown reason {because[:40]}", next_step="operator or key-compromised")
+    if not yes and not typer.confirm(f"Abort study {found.name} for all {len(found.cohort.members)} hospitals?"):
+        raise ConfigError("not-aborted", "the study goes on", next_step="nothing was changed")
+    office.endings.abort(found, because)  # type: ignore[arg-type]  # one of the two, just checked
+    out.say(f"aborted {found.name}; a running server stops it within a second and tells its members as they connect")
+    out.result({"study": found.sha256(), "reason": because})
+
+
 @server_app.command()
 def start(home: HomeOption = Path()) -> None:
     """Serve hospitals and run every study that all its members have co-signed; ends with Ctrl-C or SIGTERM.
@@ -271,6 +294,8 @@ def _status(office: Office) -> dict[str, Any]:
             "digest": p.study.sha256(),
             "missing": list(p.missing),
             "completed": office.home.completed(p.study.name).exists(),
+            "aborted": office.endings.reason(p.study.sha256()),
+            "withdrawn": sorted(office.endings.withdrawn(p.study.sha256())),
         }
         for p in office.shelf.all()
     ]

@@ -7,6 +7,7 @@ several commands may use one home while the daemon runs. Secrets stay out of rep
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,6 +25,7 @@ from wardround_common.signing import public_key_text
 from wardround_common.study import Reviewer
 from wardround_server.config import ServerConfig, load, render
 from wardround_server.database import Database
+from wardround_server.ending import Endings
 from wardround_server.enrolment import Operator, Registry
 from wardround_server.home import Home
 from wardround_server.keys import ServerKeys
@@ -88,6 +90,11 @@ class Office:
     def shelf(self) -> StudyShelf:
         """The studies of this home."""
         return StudyShelf(home=self.home, registry=self.registry, operator=self.identity)
+
+    @cached_property
+    def endings(self) -> Endings:
+        """Aborted studies and hospitals that left."""
+        return Endings(database=self.database, registry=self.registry, shelf=self.shelf, key=self.keys.identity)
 
     def operator(self) -> Operator:
         """Return what the registry signs and issues with."""

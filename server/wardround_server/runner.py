@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -36,7 +36,6 @@ class Surroundings:
     blobs: Blobs
     state: RoundState
     board: StatusBoard
-    stop: threading.Event = field(repr=False)
 
 
 class StudyRunner(threading.Thread):
@@ -55,16 +54,18 @@ class StudyRunner(threading.Thread):
         self._around = around
         self.error: WardroundError | None = None
         self.completed = False
+        self.halt = threading.Event()  # the server shuts down, or the study was aborted
 
     def run(self) -> None:
         """Run the study; a failure is kept in `error` for the daemon to act on."""
         name = self._proposal.study.name
         try:
+            self._around.office.endings.started(self._proposal.study.sha256())
             server_app(self._strategy(), self._initial())(self._grid, _context())
             self.completed = True
             log.info("study completed", study=name)
         except Interrupted:
-            log.info("study interrupted; it resumes at the next start", study=name)
+            log.info("study interrupted; unless it was aborted it resumes at the next start", study=name)
         except WardroundError as error:
             self.error = error
             log.error("study stopped", study=name, code=error.code, why=str(error), next=error.next_step)
@@ -90,8 +91,9 @@ class StudyRunner(threading.Thread):
             blobs=around.blobs,
             unseal=lambda sealed, round_, site: open_update(sealed, key, update_info(digest, round_, site)),
             report=around.board.study,
-            stop=around.stop,
+            stop=self.halt,
             clock=time.monotonic,
+            withdrawn=lambda: around.office.endings.withdrawn(digest),
         )
         return WardStrategy(desk=desk, state=around.state, finish=self._release)
 

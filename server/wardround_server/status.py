@@ -21,7 +21,7 @@ from wardround_server.rounds.desk import StudyStatus
 class ServerStatus(Document):
     """The content of `state/status.json`."""
 
-    phase: Literal["waiting", "running", "completed", "paused", "failed", "stopped"] = "waiting"
+    phase: Literal["waiting", "running", "completed", "paused", "failed", "aborted", "stopped"] = "waiting"
     study: str | None = None
     round: int = 0
     rounds: int = 0
@@ -69,10 +69,16 @@ class StatusBoard:
                 self._status = ServerStatus(message=message)
         self.refresh()
 
+    def aborted(self, study: str, rounds: int) -> None:
+        """Show that a study was aborted."""
+        with self._lock:
+            self._status = ServerStatus(phase="aborted", study=study, rounds=rounds, message="aborted")
+        self.refresh()
+
     def stopped(self) -> None:
         """Show that the server has stopped in good order."""
         with self._lock:
-            phase = self._status.phase if self._status.phase in ("completed", "failed") else "stopped"
+            phase = self._status.phase if self._status.phase in ("completed", "failed", "aborted") else "stopped"
             self._status = self._status.model_copy(update={"phase": phase})
         self.refresh()
 

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,7 +14,8 @@ from pydantic import BaseModel
 from wardround_common import rounds
 from wardround_common.config import models_in
 from wardround_common.documents import MAX_DOCUMENT_BYTES, Document
-from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Policy
+from wardround_common.ending import ABORT_TYPE, WITHDRAWAL_TYPE, Abort, Ended, Withdrawal
+from wardround_common.policy import POLICY_APPROVAL_TYPE, POLICY_TYPE, Approval, Policy
 from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
 from wardround_common.rounds import UPDATE_HEADER_TYPE
 from wardround_common.signing import MAX_SIGNATURES, Envelope, open_envelope, parse_public_key, sign_document
@@ -50,10 +52,29 @@ def test_the_envelope() -> None:
     assert open_envelope(envelope, POLICY_APPROVAL_TYPE, [parse_public_key(public)]) == DOCUMENT.encode()
 
 
+def test_every_statement_that_ends_something_has_its_row() -> None:
+    page = (SPEC / "ending.md").read_text()
+    for model, kind in ((Abort, ABORT_TYPE), (Withdrawal, WITHDRAWAL_TYPE), (Ended, "")):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{model.__name__}` |")]
+        assert kind in row
+        for name, field in model.model_fields.items():
+            assert f"`{name}`" in row
+            for value in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
+                assert f"`{value}`" in row
+
+
 def test_limits_and_payload_types_are_those_of_the_code() -> None:
     assert f"at most {MAX_DOCUMENT_BYTES:,} bytes" in PAGE
     assert f"`signatures` at most {MAX_SIGNATURES} entries" in PAGE
-    for kind in (STUDY_TYPE, POLICY_APPROVAL_TYPE, UPDATE_HEADER_TYPE, MECHANISM_TYPE):
+    for kind in (
+        STUDY_TYPE,
+        POLICY_TYPE,
+        POLICY_APPROVAL_TYPE,
+        ABORT_TYPE,
+        WITHDRAWAL_TYPE,
+        UPDATE_HEADER_TYPE,
+        MECHANISM_TYPE,
+    ):
         assert f"| `{kind}` |" in PAGE
 
 

@@ -205,3 +205,22 @@ def test_an_audit_trail_that_nobody_could_read(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         create_home(tmp_path / "s", name="x", address="localhost:1", reviewers={})
     assert caught.value.code == "no-reviewer"
+
+
+def test_leaving_nothing_in_particular(fed: Federation):
+    home = fed.home(fed.sites[0])
+    outcome = wardround("client", "leave", "--yes", "--home", home, "--json")
+    assert (outcome.code, outcome.error) == (1, "leave-what")
+    outcome = wardround("client", "leave", "no-such-study", "--yes", "--home", home, "--json")
+    assert (outcome.code, outcome.error) == (1, "study-not-here")
+
+
+def test_an_abort_that_nobody_meant(fed: Federation, monkeypatch: pytest.MonkeyPatch):
+    abort = ("server", "study", "abort", "tiny", "--home", fed.server, "--json")
+    outcome = wardround(*abort, "--because", "boredom")
+    assert (outcome.code, outcome.error) == (1, "abort-reason")
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+    outcome = wardround(*abort)
+    assert (outcome.code, outcome.error) == (1, "not-aborted")
+    (study,) = wardround("server", "status", "--home", fed.server, "--json").json["studies"]
+    assert study["aborted"] is None

@@ -93,7 +93,12 @@ class Ward:
 
     def start(self, service_class=WardService):
         service = service_class(
-            operator=self.operator, registry=self.registry, studies=self.studies, hub=self.hub, blobs=self.blobs
+            operator=self.operator,
+            registry=self.registry,
+            studies=self.studies,
+            hub=self.hub,
+            blobs=self.blobs,
+            withdraw=lambda site, data: data + b" left by " + site.encode(),
         )
         credentials = server_credentials(
             lambda: (self.keys.tls_key, self.keys.tls_certificate), self.keys.authority.pem

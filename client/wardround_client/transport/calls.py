@@ -63,6 +63,11 @@ class Calls:
         with self._errors():
             return self._stub.Cosign(pb.SignedDocument(envelope=envelope), self._timeout_s).envelope
 
+    def withdraw(self, envelope: bytes) -> bytes:
+        """Send this site's signed withdrawal; return it with the operator's signature, unverified."""
+        with self._errors():
+            return self._stub.Withdraw(pb.SignedDocument(envelope=envelope), self._timeout_s).envelope
+
     def stat_blob(self, study: str, blob: BlobRef) -> pb.BlobState:
         """Return how much of an upload the server has."""
         with self._errors():

@@ -204,6 +204,23 @@ class ModelReleased(_Event):
     provenance: Digest
 
 
+class StudyAborted(_Event):
+    """The operator ended a study before its release; `envelope` is its signed `Abort`."""
+
+    kind: Literal["study.aborted"] = "study.aborted"
+    study: Digest
+    envelope: Envelope
+
+
+class ClientWithdrawn(_Event):
+    """A site left a study, or (`study` None) the federation; `envelope` is its signed `Withdrawal`."""
+
+    kind: Literal["client.withdrawn"] = "client.withdrawn"
+    site: Name
+    study: Digest | None
+    envelope: Envelope
+
+
 Event = (
     ServerStarted
     | ServerStopped
@@ -214,6 +231,8 @@ Event = (
     | AuthFailed
     | StudyCreated
     | StudyApproved
+    | StudyAborted
+    | ClientWithdrawn
     | RoundStarted
     | UpdateReceived
     | PrivacySpent

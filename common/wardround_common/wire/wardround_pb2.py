@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%wardround_common/wire/wardround.proto\x12\x11wardround.wire.v1\"K\n\x0c\x45nrolRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\x12\x10\n\x08identity\x18\x03 \x01(\x0c\"3\n\nEnrolReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x10\n\x08operator\x18\x02 \x01(\x0c\"\x9c\x01\n\x0b\x43lientFrame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.wardround.wire.v1.HelloH\x00\x12+\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x19.wardround.wire.v1.AnswerH\x00\x12-\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1a.wardround.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\x9c\x01\n\x0bServerFrame\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.wardround.wire.v1.WelcomeH\x00\x12\'\n\x04work\x18\x02 \x01(\x0b\x32\x17.wardround.wire.v1.WorkH\x00\x12-\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1a.wardround.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"B\n\x05Hello\x12\x13\n\x0bmin_version\x18\x01 \x01(\r\x12\x13\n\x0bmax_version\x18\x02 \x01(\r\x12\x0f\n\x07studies\x18\x03 \x03(\t\"\x1a\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\"\x8e\x01\n\x04Work\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x14\n\x0cmessage_type\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\t\x12\r\n\x05study\x18\x04 \x01(\t\x12\x10\n\x08\x64ocument\x18\x05 \x01(\x0c\x12)\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x1a.wardround.wire.v1.BlobRef\"W\n\x06\x41nswer\x12\x10\n\x08reply_to\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x0c\x12)\n\x05\x62lobs\x18\x03 \x03(\x0b\x32\x1a.wardround.wire.v1.BlobRef\"\t\n\x07Goodbye\"8\n\x07\x42lobRef\x12\r\n\x05study\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x04\"/\n\tBlobState\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"E\n\tBlobRange\x12(\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1a.wardround.wire.v1.BlobRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"S\n\tBlobChunk\x12(\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1a.wardround.wire.v1.BlobRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12ListStudiesRequest\"\x1c\n\tStudyList\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x19\n\x08StudyRef\x12\r\n\x05study\x18\x01 \x01(\t\"\"\n\x0eSignedDocument\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x32\xe6\x04\n\x04Ward\x12G\n\x05\x45nrol\x12\x1f.wardround.wire.v1.EnrolRequest\x1a\x1d.wardround.wire.v1.EnrolReply\x12M\n\x07Session\x12\x1e.wardround.wire.v1.ClientFrame\x1a\x1e.wardround.wire.v1.ServerFrame(\x01\x30\x01\x12\x44\n\x08StatBlob\x12\x1a.wardround.wire.v1.BlobRef\x1a\x1c.wardround.wire.v1.BlobState\x12G\n\x07PutBlob\x12\x1c.wardround.wire.v1.BlobChunk\x1a\x1c.wardround.wire.v1.BlobState(\x01\x12G\n\x07GetBlob\x12\x1c.wardround.wire.v1.BlobRange\x1a\x1c.wardround.wire.v1.BlobChunk0\x01\x12R\n\x0bListStudies\x12%.wardround.wire.v1.ListStudiesRequest\x1a\x1c.wardround.wire.v1.StudyList\x12J\n\x08GetStudy\x12\x1b.wardround.wire.v1.StudyRef\x1a!.wardround.wire.v1.SignedDocument\x12N\n\x06\x43osign\x12!.wardround.wire.v1.SignedDocument\x1a!.wardround.wire.v1.SignedDocumentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%wardround_common/wire/wardround.proto\x12\x11wardround.wire.v1\"d\n\x0c\x45nrolRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\x12\x10\n\x08identity\x18\x03 \x01(\x0c\x12\x17\n\x0fown_certificate\x18\x04 \x01(\x0c\"H\n\nEnrolReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x10\n\x08operator\x18\x02 \x01(\x0c\x12\x13\n\x0b\x61uthorities\x18\x03 \x01(\x0c\"\x9c\x01\n\x0b\x43lientFrame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.wardround.wire.v1.HelloH\x00\x12+\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x19.wardround.wire.v1.AnswerH\x00\x12-\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1a.wardround.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\x9c\x01\n\x0bServerFrame\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.wardround.wire.v1.WelcomeH\x00\x12\'\n\x04work\x18\x02 \x01(\x0b\x32\x17.wardround.wire.v1.WorkH\x00\x12-\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1a.wardround.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"B\n\x05Hello\x12\x13\n\x0bmin_version\x18\x01 \x01(\r\x12\x13\n\x0bmax_version\x18\x02 \x01(\r\x12\x0f\n\x07studies\x18\x03 \x03(\t\")\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05renew\x18\x02 \x01(\x08\"\x8e\x01\n\x04Work\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x14\n\x0cmessage_type\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\t\x12\r\n\x05study\x18\x04 \x01(\t\x12\x10\n\x08\x64ocument\x18\x05 \x01(\x0c\x12)\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x1a.wardround.wire.v1.BlobRef\"W\n\x06\x41nswer\x12\x10\n\x08reply_to\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x0c\x12)\n\x05\x62lobs\x18\x03 \x03(\x0b\x32\x1a.wardround.wire.v1.BlobRef\"\t\n\x07Goodbye\"8\n\x07\x42lobRef\x12\r\n\x05study\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x04\"/\n\tBlobState\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"E\n\tBlobRange\x12(\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1a.wardround.wire.v1.BlobRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"S\n\tBlobChunk\x12(\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1a.wardround.wire.v1.BlobRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12ListStudiesRequest\"\x1c\n\tStudyList\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x19\n\x08StudyRef\x12\r\n\x05study\x18\x01 \x01(\t\"\"\n\x0eSignedDocument\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x32\xb8\x05\n\x04Ward\x12G\n\x05\x45nrol\x12\x1f.wardround.wire.v1.EnrolRequest\x1a\x1d.wardround.wire.v1.EnrolReply\x12M\n\x07Session\x12\x1e.wardround.wire.v1.ClientFrame\x1a\x1e.wardround.wire.v1.ServerFrame(\x01\x30\x01\x12\x44\n\x08StatBlob\x12\x1a.wardround.wire.v1.BlobRef\x1a\x1c.wardround.wire.v1.BlobState\x12G\n\x07PutBlob\x12\x1c.wardround.wire.v1.BlobChunk\x1a\x1c.wardround.wire.v1.BlobState(\x01\x12G\n\x07GetBlob\x12\x1c.wardround.wire.v1.BlobRange\x1a\x1c.wardround.wire.v1.BlobChunk0\x01\x12R\n\x0bListStudies\x12%.wardround.wire.v1.ListStudiesRequest\x1a\x1c.wardround.wire.v1.StudyList\x12J\n\x08GetStudy\x12\x1b.wardround.wire.v1.StudyRef\x1a!.wardround.wire.v1.SignedDocument\x12N\n\x06\x43osign\x12!.wardround.wire.v1.SignedDocument\x1a!.wardround.wire.v1.SignedDocument\x12P\n\x08Withdraw\x12!.wardround.wire.v1.SignedDocument\x1a!.wardround.wire.v1.SignedDocumentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,39 +32,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wardround_common.wire.wardr
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENROLREQUEST']._serialized_start=60
-  _globals['_ENROLREQUEST']._serialized_end=135
-  _globals['_ENROLREPLY']._serialized_start=137
-  _globals['_ENROLREPLY']._serialized_end=188
-  _globals['_CLIENTFRAME']._serialized_start=191
-  _globals['_CLIENTFRAME']._serialized_end=347
-  _globals['_SERVERFRAME']._serialized_start=350
-  _globals['_SERVERFRAME']._serialized_end=506
-  _globals['_HELLO']._serialized_start=508
-  _globals['_HELLO']._serialized_end=574
-  _globals['_WELCOME']._serialized_start=576
-  _globals['_WELCOME']._serialized_end=602
-  _globals['_WORK']._serialized_start=605
-  _globals['_WORK']._serialized_end=747
-  _globals['_ANSWER']._serialized_start=749
-  _globals['_ANSWER']._serialized_end=836
-  _globals['_GOODBYE']._serialized_start=838
-  _globals['_GOODBYE']._serialized_end=847
-  _globals['_BLOBREF']._serialized_start=849
-  _globals['_BLOBREF']._serialized_end=905
-  _globals['_BLOBSTATE']._serialized_start=907
-  _globals['_BLOBSTATE']._serialized_end=954
-  _globals['_BLOBRANGE']._serialized_start=956
-  _globals['_BLOBRANGE']._serialized_end=1025
-  _globals['_BLOBCHUNK']._serialized_start=1027
-  _globals['_BLOBCHUNK']._serialized_end=1110
-  _globals['_LISTSTUDIESREQUEST']._serialized_start=1112
-  _globals['_LISTSTUDIESREQUEST']._serialized_end=1132
-  _globals['_STUDYLIST']._serialized_start=1134
-  _globals['_STUDYLIST']._serialized_end=1162
-  _globals['_STUDYREF']._serialized_start=1164
-  _globals['_STUDYREF']._serialized_end=1189
-  _globals['_SIGNEDDOCUMENT']._serialized_start=1191
-  _globals['_SIGNEDDOCUMENT']._serialized_end=1225
-  _globals['_WARD']._serialized_start=1228
-  _globals['_WARD']._serialized_end=1842
+  _globals['_ENROLREQUEST']._serialized_end=160
+  _globals['_ENROLREPLY']._serialized_start=162
+  _globals['_ENROLREPLY']._serialized_end=234
+  _globals['_CLIENTFRAME']._serialized_start=237
+  _globals['_CLIENTFRAME']._serialized_end=393
+  _globals['_SERVERFRAME']._serialized_start=396
+  _globals['_SERVERFRAME']._serialized_end=552
+  _globals['_HELLO']._serialized_start=554
+  _globals['_HELLO']._serialized_end=620
+  _globals['_WELCOME']._serialized_start=622
+  _globals['_WELCOME']._serialized_end=663
+  _globals['_WORK']._serialized_start=666
+  _globals['_WORK']._serialized_end=808
+  _globals['_ANSWER']._serialized_start=810
+  _globals['_ANSWER']._serialized_end=897
+  _globals['_GOODBYE']._serialized_start=899
+  _globals['_GOODBYE']._serialized_end=908
+  _globals['_BLOBREF']._serialized_start=910
+  _globals['_BLOBREF']._serialized_end=966
+  _globals['_BLOBSTATE']._serialized_start=968
+  _globals['_BLOBSTATE']._serialized_end=1015
+  _globals['_BLOBRANGE']._serialized_start=1017
+  _globals['_BLOBRANGE']._serialized_end=1086
+  _globals['_BLOBCHUNK']._serialized_start=1088
+  _globals['_BLOBCHUNK']._serialized_end=1171
+  _globals['_LISTSTUDIESREQUEST']._serialized_start=1173
+  _globals['_LISTSTUDIESREQUEST']._serialized_end=1193
+  _globals['_STUDYLIST']._serialized_start=1195
+  _globals['_STUDYLIST']._serialized_end=1223
+  _globals['_STUDYREF']._serialized_start=1225
+  _globals['_STUDYREF']._serialized_end=1250
+  _globals['_SIGNEDDOCUMENT']._serialized_start=1252
+  _globals['_SIGNEDDOCUMENT']._serialized_end=1286
+  _globals['_WARD']._serialized_start=1289
+  _globals['_WARD']._serialized_end=1985
 # @@protoc_insertion_point(module_scope)

@@ -7,22 +7,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("site", "certificate_request", "identity")
+    __slots__ = ("site", "certificate_request", "identity", "own_certificate")
     SITE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    OWN_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     site: str
     certificate_request: bytes
     identity: bytes
-    def __init__(self, site: _Optional[str] = ..., certificate_request: _Optional[bytes] = ..., identity: _Optional[bytes] = ...) -> None: ...
+    own_certificate: bytes
+    def __init__(self, site: _Optional[str] = ..., certificate_request: _Optional[bytes] = ..., identity: _Optional[bytes] = ..., own_certificate: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
-    __slots__ = ("certificate", "operator")
+    __slots__ = ("certificate", "operator", "authorities")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
     operator: bytes
-    def __init__(self, certificate: _Optional[bytes] = ..., operator: _Optional[bytes] = ...) -> None: ...
+    authorities: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., operator: _Optional[bytes] = ..., authorities: _Optional[bytes] = ...) -> None: ...
 
 class ClientFrame(_message.Message):
     __slots__ = ("hello", "answer", "goodbye")
@@ -55,10 +59,12 @@ class Hello(_message.Message):
     def __init__(self, min_version: _Optional[int] = ..., max_version: _Optional[int] = ..., studies: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "renew")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    renew: bool
+    def __init__(self, version: _Optional[int] = ..., renew: _Optional[bool] = ...) -> None: ...
 
 class Work(_message.Message):
     __slots__ = ("message_id", "message_type", "group_id", "study", "document", "blobs")

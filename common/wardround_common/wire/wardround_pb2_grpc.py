@@ -74,6 +74,11 @@ class WardStub:
                 request_serializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.SerializeToString,
                 response_deserializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.FromString,
                 _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/wardround.wire.v1.Ward/Withdraw',
+                request_serializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.SerializeToString,
+                response_deserializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.FromString,
+                _registered_method=True)
 
 
 class WardServicer:
@@ -131,6 +136,13 @@ class WardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Withdraw(self, request, context):
+        """The caller leaves a study or the federation; returns the operator's receipt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +183,11 @@ def add_WardServicer_to_server(servicer, server):
             ),
             'Cosign': grpc.unary_unary_rpc_method_handler(
                     servicer.Cosign,
+                    request_deserializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.FromString,
+                    response_serializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
                     request_deserializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.FromString,
                     response_serializer=wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.SerializeToString,
             ),
@@ -389,6 +406,33 @@ class Ward:
             request,
             target,
             '/wardround.wire.v1.Ward/Cosign',
+            wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.SerializeToString,
+            wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wardround.wire.v1.Ward/Withdraw',
             wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.SerializeToString,
             wardround__common_dot_wire_dot_wardround__pb2.SignedDocument.FromString,
             options,

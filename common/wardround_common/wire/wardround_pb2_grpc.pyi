@@ -30,6 +30,7 @@ class WardStub:
     ListStudies: _Unary[pb.ListStudiesRequest, pb.StudyList]
     GetStudy: _Unary[pb.StudyRef, pb.SignedDocument]
     Cosign: _Unary[pb.SignedDocument, pb.SignedDocument]
+    Withdraw: _Unary[pb.SignedDocument, pb.SignedDocument]
 
     def __init__(self, channel: grpc.Channel | grpc.aio.Channel) -> None: ...
 

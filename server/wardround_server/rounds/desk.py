@@ -71,7 +71,7 @@ class Desk:
         nodes: Flower node id of every member, by site name.
         unseal: opens a sealed update for (sealed bytes, round, site).
         report: takes every change of status.
-        stop: set when the server shuts down.
+        stop: set when the server shuts down or the study is aborted.
         clock: seconds, monotonic.
     """
 
@@ -84,12 +84,19 @@ class Desk:
     report: Callable[[StudyStatus], None]
     stop: threading.Event
     clock: Callable[[], float]
+    withdrawn: Callable[[], frozenset[str]] = frozenset  # sites that have left the study
     poll_s: float = 0.02  # how often replies are looked for; our Grid answers from memory
 
     @property
     def sites(self) -> tuple[str, ...]:
         """Names of all members, in the study's order."""
         return tuple(member.name for member in self.study.cohort.members)
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Names of the members that have not left the study, in its order."""
+        left = self.withdrawn()
+        return tuple(site for site in self.sites if site not in left)
 
 
 class Interrupted(Exception):

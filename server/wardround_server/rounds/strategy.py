@@ -194,8 +194,9 @@ class WardStrategy(Strategy):
         checker = AnswerChecker(
             study=desk.study, plan=plan, specs=desk.layout.trained, read=desk.blobs.read, unseal=desk.unseal
         )
-        pending = send(grid, desk, "train", f"{plan.round}.train", dict.fromkeys(desk.sites, (plan, (plan.adapter,))))
-        late = set(desk.sites)
+        present = desk.present
+        pending = send(grid, desk, "train", f"{plan.round}.train", dict.fromkeys(present, (plan, (plan.adapter,))))
+        late = set(present)
 
         def waiting(missing: list[str]) -> None:
             self._report("paused", plan.round, f"waiting for {', '.join(missing)}")

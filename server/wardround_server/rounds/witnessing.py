@@ -36,7 +36,7 @@ def collect_cosignatures(grid: Grid, desk: Desk, state: RoundState, round_: int)
     study = desk.study.sha256()
     refused: set[str] = set()
     while True:
-        asked = [site for site in desk.sites if site not in refused]
+        asked = [site for site in desk.present if site not in refused]
         offers = {s: desk.audit.offer(study, round_, s, state.witnessed(study, s)) for s in asked}
         tally = _ask(grid, desk, state, round_, offers)
         refused |= tally.refused

@@ -47,6 +47,7 @@ class WardService(WardServicer):
         studies: answers about studies.
         hub: work, answers and what the daemon wants to hear.
         blobs: the server's blob store.
+        withdraw: takes (site, signed withdrawal) and returns the receipt; called in worker threads.
         clock: seconds, monotonic.
     """
 
@@ -58,11 +59,13 @@ class WardService(WardServicer):
         studies: StudyDesk,
         hub: Hub,
         blobs: BlobStore,
+        withdraw: Callable[[str, bytes], bytes],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._operator = operator
         self._registry = registry
         self._studies = studies
+        self._withdraw = withdraw
         self._access = Access(registry, report=hub.callbacks.auth_failed, clock=clock)
         self.sessions = Sessions(hub=hub, access=self._access, blobs=blobs)
         self._transfers = Transfers(hub=hub, blobs=blobs)
@@ -126,6 +129,13 @@ class WardService(WardServicer):
             return pb.SignedDocument(
                 envelope=await asyncio.to_thread(self._studies.cosign, member.site, request.envelope)
             )
+        raise AssertionError("unreachable")
+
+    async def Withdraw(self, request: pb.SignedDocument, context: Context) -> pb.SignedDocument:
+        """Let the caller leave a study or the federation."""
+        async with errors_to_status(context):
+            member = self._member(context)
+            return pb.SignedDocument(envelope=await asyncio.to_thread(self._withdraw, member.site, request.envelope))
         raise AssertionError("unreachable")
 
     async def watch(self) -> None:
