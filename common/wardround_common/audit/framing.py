@@ -143,6 +143,11 @@ def parse_entry(entry: bytes) -> Entry:
     return RecordEntry(segment=segment.hex(), time=time, record=record)
 
 
+def is_sealed(entry: bytes) -> bool:
+    """Return whether an entry claims to be sealed, by its first two bytes."""
+    return entry[:2] == bytes([_VERSION, _SEALED])
+
+
 def parse_sealed(entry: bytes) -> SealedEntry:
     """Take a sealed entry apart.
 

@@ -14,7 +14,7 @@ what the folder *says*.
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from wardround_common.audit.framing import (
     Segment,
     SegmentChain,
     SegmentOpen,
+    SegmentRecord,
     UnknownEntry,
+    is_sealed,
     parse_entry,
 )
 from wardround_common.audit.note import VerifierKey, open_checkpoint
@@ -190,7 +192,17 @@ class LogEntry:
     segment: str
     kind: str  # the event's kind; segment.open/rewrap/shred, unknown, unreadable or sealed (no key for this segment)
     event: Event | Unknown | None = None
+    record: SegmentRecord | None = None  # of a public entry
     problem: str = ""  # why it is unreadable or sealed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyed:
+    """An entry's bytes with the message key that opens it, or why there is none."""
+
+    index: int
+    data: bytes = field(repr=False)
+    key: bytes | str = field(repr=False)  # a text says why the segment cannot be read
 
 
 def read_entries(folder: LogFolder, identity: Any) -> Iterator[LogEntry]:
@@ -201,24 +213,44 @@ def read_entries(folder: LogFolder, identity: Any) -> Iterator[LogEntry]:
     Raises:
         VerificationError: a file is missing or malformed.
     """
+    return (open_keyed(keyed) for keyed in keyed_entries(folder, identity))
+
+
+def keyed_entries(folder: LogFolder, identity: Any) -> Iterator[Keyed]:
+    """Yield entries with their keys; `open_keyed` opens them, in any process.
+
+    Raises:
+        VerificationError: a file is missing or malformed.
+    """
     size = claimed_size(folder.checkpoint())
     # A rewrap comes after the segment that it opens; only logs that have one are read twice.
     rewrapped = any(path.startswith("keys/") and "-" in path for path in folder.inventory()[1])
     segments = read_segments(folder, size) if rewrapped else {}
     keys: Iterator[bytes] | str = "the log does not begin with a segment.open entry"
     for index, data in enumerate(folder.entries(size)):
-        entry = parse_entry(data)
-        if isinstance(entry, SealedEntry):
-            if isinstance(keys, str):
-                yield _row(index, entry, "sealed", problem=keys)
-            else:
-                yield _decrypt(index, entry, next(keys))
+        if is_sealed(data):
+            yield Keyed(index=index, data=data, key=keys if isinstance(keys, str) else next(keys))
             continue
+        entry = parse_entry(data)
         if isinstance(entry, RecordEntry) and isinstance(entry.record, SegmentOpen):
             known = segments.get(entry.segment)
             wraps = known.wraps if known else (entry.record.wrap,)
             keys = _segment_keys(folder, entry.segment, entry.record, wraps, identity)
-        yield _public_row(index, entry)
+        yield Keyed(index=index, data=data, key="")  # public
+
+
+def open_keyed(keyed: Keyed) -> LogEntry:
+    """Return the entry, decrypted where there is a key.
+
+    Raises:
+        VerificationError: not an entry of this format.
+    """
+    entry = parse_entry(keyed.data)
+    if not isinstance(entry, SealedEntry):
+        return _public_row(keyed.index, entry)
+    if isinstance(keyed.key, str):
+        return _row(keyed.index, entry, "sealed", problem=keyed.key)
+    return _decrypt(keyed.index, entry, keyed.key)
 
 
 def read_segments(folder: LogFolder, size: int) -> dict[str, Segment]:
@@ -296,7 +328,7 @@ def _segment_keys(
 
 def _public_row(index: int, entry: RecordEntry | UnknownEntry) -> LogEntry:
     if isinstance(entry, RecordEntry):
-        return LogEntry(index=index, time=entry.time, segment=entry.segment, kind=entry.kind)
+        return LogEntry(index=index, time=entry.time, segment=entry.segment, kind=entry.kind, record=entry.record)
     problem = f"written by a newer version ({entry.kind})"
     return LogEntry(index=index, time=entry.time, segment=entry.segment, kind="unknown", problem=problem)
 
