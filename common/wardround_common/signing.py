@@ -19,6 +19,7 @@ Sources: DSSE v1 protocol (github.com/secure-systems-lab/dsse), RFC 8032.
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
@@ -101,6 +102,7 @@ def public_key_text(key: Ed25519PublicKey) -> str:
     return "ed25519:" + base64.b64encode(key.public_bytes_raw()).decode()
 
 
+@lru_cache(maxsize=1024)  # a reviewer checks thousands of signatures by the same members
 def parse_public_key(text: str) -> Ed25519PublicKey:
     """Return the key behind `ed25519:<base64>`.
 

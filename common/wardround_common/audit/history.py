@@ -86,7 +86,7 @@ class StudyHistory:
     digest: str
     study: Study | None = None  # None: its text is not in the log, or not signed by the operator
     created: int | None = None
-    envelope: Envelope | None = None
+    mechanism: SubsampledGaussian | None = None  # what the study fixes for every round
     approved: dict[str, int] = field(default_factory=dict)
     rounds: dict[int, Round] = field(default_factory=dict)
     records: dict[str, list[tuple[int, SubsampledGaussian]]] = field(default_factory=dict)  # signed, with their index
@@ -200,6 +200,7 @@ class Collector:
         if row.signature == "valid":
             signed = row.facts["envelope"]
             study.study = Study.model_validate_json(canonical_json(signed["content"]))
+            study.mechanism = study.study.mechanism(study.study.cohort.members[0].name, 1)
 
     def _study_approved(self, row: Row) -> None:
         study = self._study(row)
@@ -246,7 +247,7 @@ class Collector:
             return
         round_.spent[row.site] = row.index
         study.records.setdefault(row.site, []).append((row.index, record))
-        if study.study and record != study.study.mechanism(row.site, row.round):
+        if study.mechanism and record != study.mechanism.model_copy(update={"site": row.site, "round": row.round}):
             self._history.add_gap(
                 f"the mechanism record of {row.site} in round {row.round} is not the study's", row.index
             )
