@@ -90,7 +90,8 @@ def row_of(entry: LogEntry, trust: Trust) -> Row:
     event = entry.event
     if event is None or isinstance(event, Unknown):
         problem = entry.problem or ("of a kind or version that this program does not know" if event else "")
-        facts = (event or entry.record).model_dump(mode="json") if event or entry.record else {}
+        said = event or entry.record
+        facts = said.model_dump(mode="json") if said else {}
         return Row(
             index=entry.index, time=entry.time, segment=entry.segment, kind=entry.kind, facts=facts, problem=problem
         )

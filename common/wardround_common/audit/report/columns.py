@@ -57,8 +57,12 @@ def lines(row: Row) -> Iterator[str]:
     """Yield the row's facts as `name: value`, one a line."""
     if row.problem:
         yield f"problem: {row.problem}"
-    for name, value in row.facts.items():
-        yield from _flat(name, value)
+    # What a document says comes before how it was signed.
+    yield from sorted((line for name, value in row.facts.items() for line in _flat(name, value)), key=_rank)
+
+
+def _rank(line: str) -> bool:
+    return line.partition(":")[0].endswith((".signed by", ".type"))
 
 
 def _flat(name: str, value: Any) -> Iterator[str]:

@@ -39,6 +39,18 @@ from wardround_common.signing import fingerprint
 MAX_ROWS = 300_000
 """A page with more takes over 40 MB and a browser's patience; choose a part with --from."""
 
+_TOPICS = {
+    "Study ": "Study",
+    "No hospital may vanish": "If one is away",
+    "What leaves": "Leaves a hospital",
+    "Audit trail": "Audit trail",
+    "Protection ": "Protection",
+}
+"""How a sentence of `plain_words` begins -> its heading; other sentences begin with theirs and a colon."""
+
+_NAMELESS = frozenset({"Privacy", "Mechanism", "Collusion", "If one is away", "Leaves a hospital", "Trained"})
+"""Headings whose sentences hold numbers only."""
+
 MAX_LISTED = 60
 """Dropouts and findings in a printed table; the search shows all."""
 
@@ -152,13 +164,18 @@ def _sentences(study: StudyHistory, hidden: Redaction) -> list[tuple[str, str]]:
     """Return the study in plain words, as (topic, sentence); with redacted names only those about numbers."""
     if study.study is None:
         return []
-    found = [sentence.partition(": ")[::2] for sentence in explain(study.study)]
-    topics = [(topic, text) if text else ("Vanishing", topic) for topic, text in found]
-    if hidden.names:
-        topics = [
-            (topic, text) for topic, text in topics if topic in ("Privacy", "Mechanism", "Collusion", "Vanishing")
-        ]
-    return [(topic.partition(" ")[0], text[:1].upper() + text[1:]) for topic, text in topics]
+    found = [_topic(sentence) for sentence in explain(study.study)]
+    return [(topic, text) for topic, text in found if not hidden.names or topic in _NAMELESS]
+
+
+def _topic(sentence: str) -> tuple[str, str]:
+    """Return ("Privacy", "The whole plan …") for "Privacy: the whole plan …"."""
+    for start, topic in _TOPICS.items():
+        if sentence.startswith(start):
+            text = sentence if topic in ("Study", "If one is away") else sentence.partition(": ")[2]
+            return topic, text[:1].upper() + text[1:]
+    topic, _, text = sentence.partition(": ")
+    return topic, text[:1].upper() + text[1:]
 
 
 def _bar(one: Spent, all_: Sequence[Spent], hidden: Redaction) -> dict[str, Any]:
