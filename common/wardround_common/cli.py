@@ -5,7 +5,7 @@ Rules.
   grpc; a role whose extra is missing says which one to install (exit 2).
 - An error is two lines on stderr, `error: what happened` and `next: what to do`; with `--json` it is
   {"error": {"code", "message", "next_step"}} on stdout. Exit codes: 1 refused or failed,
-  2 wrong usage or missing role, 70 a bug, 130 interrupted.
+  2 wrong usage or missing role, 70 a bug, 130 interrupted; a command may have its own beside these.
 - A traceback may show values, so it appears only with WARDROUND_DEBUG=1.
 Not done here: the roles' own commands (`wardround_server.cli`, `wardround_client.cli`, `audit.cli`).
 
@@ -123,7 +123,7 @@ def run(call: Callable[[], object], *, as_json: bool = False) -> int:
         Output().note("stopped")
         return 130
     except WardroundError as error:
-        return _show(as_json, error, 2 if error.code == "role-not-installed" else 1)
+        return _show(as_json, error, 2 if error.code == "role-not-installed" else error.exit_code)
     except BrokenPipeError:
         # The reader (head, less) has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,7 +30,11 @@ class WardroundError(Exception):
         code: stable kebab-case name, a row of docs/errors.md.
         message: one line, what happened.
         next_step: one line, what to do next.
+
+    `exit_code` is the exit code of a command that it ends.
     """
+
+    exit_code = 1
 
     def __init__(self, code: str, message: str, *, next_step: str) -> None:
         super().__init__(message)

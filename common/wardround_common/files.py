@@ -9,7 +9,7 @@ nothing is left aside. Files that hold secrets are created with mode 0600 from t
 import os
 from pathlib import Path
 
-from wardround_common.errors import StorageError
+from wardround_common.errors import ConfigError, StorageError
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -35,6 +35,18 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             f"cannot write {path}: {error.strerror}",
             next_step="free disk space or mend the permissions, then try again",
         ) from None
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that does not exist yet, durably.
+
+    Raises:
+        ConfigError: it exists.
+        StorageError: it could not be written.
+    """
+    if path.exists():
+        raise ConfigError("file-exists", f"{path} exists already", next_step="choose another name with --out")
+    write_durably(path, data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -132,6 +132,15 @@ def make_big_log(home: Path, *, hospitals: int = 4, rounds: int = 20, drop: Drop
     return big
 
 
+def make_unstarted_log(home: Path, *, hospitals: int = 2) -> BigLog:
+    """Write a study that everybody approved and that has not begun."""
+    big = _cast(home, hospitals, 2)
+    with big.open() as log:
+        _prepare(big, log)
+        big.cosign(log)
+    return big
+
+
 def _cast(home: Path, hospitals: int, rounds: int) -> BigLog:
     home.mkdir(parents=True, exist_ok=True)
     names = [f"hospital-{n:02d}" for n in range(1, hospitals + 1)]

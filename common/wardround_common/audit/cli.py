@@ -1,4 +1,4 @@
-"""`wardround audit`: the reviewer's commands. Needs neither torch, flwr nor grpc.
+"""`wardround audit`: the reviewer's commands, keys and checks here. Needs neither torch, flwr nor grpc.
 
 Rules.
 - Commands print their result through `Output` and raise WardroundError; the root app renders errors.
@@ -8,8 +8,7 @@ Not done here: the checks (`verify`) and decryption (`reader`).
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,15 +16,27 @@ from typing import Annotated, Any
 import pyrage
 import typer
 
+from wardround_common.audit import cli_evidence, cli_reports, cli_segments
+from wardround_common.audit.cli_options import (
+    AsJson,
+    Folder,
+    Heads,
+    IdentityFile,
+    LastSeenFile,
+    TrustFile,
+    error_of,
+    finish,
+    remembered_beside,
+    visit,
+)
 from wardround_common.audit.reader import LogEntry, LogFolder, claimed_size, load_identity, read_entries
 from wardround_common.audit.seal import unreadable
-from wardround_common.audit.tiles import TILE_WIDTH
 from wardround_common.audit.trust import Trust, load_trust
-from wardround_common.audit.verify import LastSeen, LogReport, Progress, utc, verify_log
+from wardround_common.audit.verify import LastSeen, LogReport, utc
 from wardround_common.config_text import render_yaml
-from wardround_common.errors import ConfigError, StorageError, WardroundError
-from wardround_common.files import write_durably
-from wardround_common.output import Output, progress
+from wardround_common.errors import ConfigError, StorageError
+from wardround_common.files import write_new
+from wardround_common.output import Output
 from wardround_common.signing import Envelope, fingerprint
 from wardround_common.study import open_cosigned
 
@@ -35,20 +46,15 @@ audit_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+for command in (*cli_evidence.COMMANDS, *cli_reports.COMMANDS, *cli_segments.COMMANDS):
+    audit_app.command()(command)
 
-PROGRESS_FROM = 20_000
-"""Entries; smaller logs are checked before a bar could be read."""
-
-MAX_LAST_SEEN_BYTES = 4_096
-"""A last-seen file has about 300 bytes."""
+EXIT_CODES = (16, 32, 64, 128)
+"""What a "no" to content, append-only, witnessed and complete adds to the exit code of `verify`; sums tell them apart,
+and no sum is one of the root app's codes."""
 
 _LINE = "{:>6}  {:19}  {:8}  {:16}  {}"
 _MARKS = {"yes": "yes", "no": "NO", "unknown": "unknown"}
-
-Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The server's audit folder, or a whole copy of it.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @audit_app.command()
@@ -89,10 +95,8 @@ def trust(
             "config-unreadable", f"cannot read {study}: {error.strerror}", next_step="give the study.json of a release"
         ) from None
     found = Trust.of(open_cosigned(envelope, operator))
-    if out.exists():
-        raise ConfigError("file-exists", f"{out} exists already", next_step="choose another name with --out")
     header = "Compare every fingerprint by telephone before you rely on this."
-    write_durably(out, render_yaml(found, header=header).encode())
+    write_new(out, render_yaml(found, header=header).encode())
     prints = {name: fingerprint(key) for name, key in {"operator": operator, **found.members}.items()}
     shown = Output(as_json=as_json)
     shown.say(f"wrote {out}; compare by telephone:")
@@ -103,13 +107,9 @@ def trust(
 @audit_app.command()
 def verify(
     folder: Folder,
-    trust_file: Annotated[
-        Path, typer.Option("--trust", help="Your trust file: log key, members and quorum.", show_default=False)
-    ],
-    last_seen: Annotated[
-        Path | None,
-        typer.Option(help="What your last visit saw; beside the trust file unless given.", show_default=False),
-    ] = None,
+    trust_file: TrustFile,
+    head: Heads = None,
+    last_seen: LastSeenFile = None,
     allow_unwitnessed: Annotated[
         bool,
         typer.Option(
@@ -119,28 +119,30 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check that an audit trail is intact, only grew, and was seen by a quorum of hospitals.
+    """Check that an audit trail is intact, only grew, was seen by a quorum of hospitals, and up to when it is complete.
 
-    Four separate answers; exit 0 only when none of them is no. What it saw is remembered for the next visit.
+    Four separate answers, each yes, no or unknown. The exit code is 0, or the sum of what is answered no: 16 content,
+    32 append-only, 64 seen by a quorum, 128 complete. What it saw is remembered for the next visit.
 
-    Example: wardround audit verify /mnt/copy/audit --trust trust.yaml
+    Example: wardround audit verify /mnt/copy/audit --trust trust.yaml --head north.head --head south.head
     """
-    remembered = last_seen or trust_file.with_suffix(".last-seen.json")
-    log = LogFolder(folder)
-    with _progress(log) as advance:
-        report = verify_log(log, load_trust(trust_file), _load_last_seen(remembered), progress=advance)
+    remembered = remembered_beside(trust_file, last_seen)
+    report = visit(LogFolder(folder), load_trust(trust_file), remembered, head)
     out = Output(as_json=as_json)
     _print_report(out, report)
     if report.last_seen:
         _store_last_seen(remembered, report.last_seen)
-    error = _error_of(lambda: report.require(allow_unwitnessed=allow_unwitnessed))
-    _finish(out, _report_json(report), error)
+    error = error_of(lambda: report.require(allow_unwitnessed=allow_unwitnessed))
+    if error:
+        noes = (answer.status == "no" for answer in report.answers.values())
+        error.exit_code = sum(code for code, no in zip(EXIT_CODES, noes, strict=True) if no)
+    finish(out, _report_json(report), error)
 
 
 @audit_app.command()
 def show(
     folder: Folder,
-    identity: Annotated[Path, typer.Option(help="Your identity file, from keygen.", show_default=False)],
+    identity: IdentityFile,
     kind: Annotated[str | None, typer.Option(help="Only this kind of entry, e.g. dp.spent.")] = None,
     site: Annotated[str | None, typer.Option(help="Only entries about this hospital.")] = None,
     as_json: AsJson = False,
@@ -158,7 +160,7 @@ def show(
     out = Output(as_json=as_json)
     _print_entries(out, chosen, len(entries), cosigned)
     document = {"size": len(entries), "cosigned": cosigned, "entries": [_entry_json(entry) for entry in chosen]}
-    _finish(out, document, _error_of(lambda: _require_readable(entries)))
+    finish(out, document, error_of(lambda: _require_readable(entries)))
 
 
 def _require_readable(entries: list[LogEntry]) -> None:
@@ -175,42 +177,7 @@ def _require_readable(entries: list[LogEntry]) -> None:
         raise unreadable(f"entry {broken[0].index} ({len(broken)} in all): {broken[0].problem}")
 
 
-def _error_of(check: Callable[[], None]) -> WardroundError | None:
-    try:
-        check()
-    except WardroundError as error:
-        return error
-    return None
-
-
-def _finish(out: Output, document: dict[str, Any], error: WardroundError | None) -> None:
-    """Print the JSON document, with the error in it; without --json, raise the error."""
-    if error and not out.as_json:
-        raise error
-    shown = {"code": error.code, "message": error.message, "next_step": error.next_step} if error else None
-    out.result(document | ({"error": shown} if error else {}))
-    if error:
-        raise typer.Exit(1)
-
-
 # -- verify
-
-
-@contextmanager
-def _progress(log: LogFolder) -> Iterator[Progress | None]:
-    size = _size_hint(log)
-    if size < PROGRESS_FROM:
-        yield None
-        return
-    with progress("checking entries", size) as advance:
-        yield lambda done, total: advance(min(TILE_WIDTH, total))
-
-
-def _size_hint(log: LogFolder) -> int:
-    try:
-        return claimed_size(log.checkpoint())
-    except WardroundError:
-        return 0  # verify_log reports it
 
 
 def _print_report(out: Output, report: LogReport) -> None:
@@ -231,6 +198,7 @@ def _report_json(report: LogReport) -> dict[str, Any]:
         "cosigned_by": report.cosigned_by,
         "members": report.members,
         "quorum": report.quorum,
+        "attested_until": report.attested_until,
         "complete_until": report.complete_until,
         "answers": {
             name: {"status": answer.status, "text": answer.text, "code": answer.error.code if answer.error else None}
@@ -238,20 +206,6 @@ def _report_json(report: LogReport) -> dict[str, Any]:
         },
         "remarks": report.remarks,
     }
-
-
-def _load_last_seen(path: Path) -> LastSeen | None:
-    try:
-        with path.open("rb") as file:
-            return LastSeen.from_bytes(file.read(MAX_LAST_SEEN_BYTES).strip())
-    except FileNotFoundError:
-        return None
-    except (OSError, WardroundError):
-        raise ConfigError(
-            "last-seen-unusable",
-            f"{path} is not a last-seen file that can be read",
-            next_step="restore it; if you delete it, the next visit counts as the first and cannot notice a roll-back",
-        ) from None
 
 
 def _store_last_seen(path: Path, seen: LastSeen) -> None:

@@ -61,6 +61,13 @@ class Redaction:
             text = text.replace(real, (self.pseudonyms or {})[real])
         return text
 
+    def note(self, note: str) -> str:
+        """Return what may be shown of a signed note: without names only size and root."""
+        if self.pseudonyms is None:
+            return note
+        _, size, root = note.split("\n")[:3]
+        return f"{REDACTED}\n{size}\n{root}\n"
+
     def row(self, row: Row) -> Row:
         """Return what may be shown of a row."""
         if self.details:

@@ -4,7 +4,8 @@ Rules (docs/spec/audit.md, "What a verifier answers").
 - Content: every entry, tile, age file and both checkpoints are derived again from the entries.
 - Append-only since the last visit: by the verifier's own remembered tree head, never by the folder's word.
 - Seen by k of n hospitals: genuine cosignatures by distinct members over the cosigned checkpoint.
-- Complete up to T: the latest time that a quorum attested; later entries are unknown.
+- Complete up to T: by heads that a quorum of hospitals handed to the verifier itself; else later entries are unknown,
+  however many cosignatures the folder holds.
 - An answer is yes, no or unknown; `LogReport.require` raises the first "no".
 Not done here: decryption (`reader`), printing (`cli`).
 
@@ -12,7 +13,7 @@ Not done here: decryption (`reader`), printing (`cli`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -20,6 +21,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wardround_common.audit.framing import Segment, SegmentChain, SegmentOpen
+from wardround_common.audit.heads import Head
 from wardround_common.audit.note import Checkpoint, cosigned_times, open_checkpoint
 from wardround_common.audit.reader import LogFolder, altered
 from wardround_common.audit.segment import key_file_altered, wrap_name
@@ -75,7 +77,8 @@ class LogReport:
     cosigned_by: dict[str, int]  # hospital -> its time
     members: int  # n
     quorum: int  # k
-    complete_until: int | None
+    attested_until: int | None  # by the cosignatures in the folder; says nothing about later entries
+    complete_until: int | None  # by heads obtained directly
     intact: Answer
     append_only: Answer
     witnessed: Answer
@@ -129,7 +132,12 @@ class _Cosigned:
 
 
 def verify_log(
-    folder: LogFolder, trust: Trust, last_seen: LastSeen | None = None, *, progress: Progress | None = None
+    folder: LogFolder,
+    trust: Trust,
+    last_seen: LastSeen | None = None,
+    *,
+    heads: Sequence[Head] = (),
+    progress: Progress | None = None,
 ) -> LogReport:
     """Check an audit folder; everything found is in the report, nothing is raised for a bad folder.
 
@@ -137,6 +145,7 @@ def verify_log(
         folder: the server's audit folder or a copy.
         trust: keys and thresholds.
         last_seen: what the verifier remembers, None on a first visit.
+        heads: what hospitals handed over themselves.
         progress: called after every bundle of entries.
 
     Raises:
@@ -150,15 +159,18 @@ def verify_log(
             next_step="give the last-seen file of this log, or --last-seen with a new name for a first visit",
         )
     cosigned = _open_cosigned(folder, trust)
-    head, derived, error = _check_content(folder, trust, cosigned, last_seen, progress)
+    sizes = {cosigned.head.size if cosigned.head else 0, last_seen.size if last_seen else 0, *(h.size for h in heads)}
+    head, derived, error = _check_content(folder, trust, sizes, progress)
     if error or derived is None or head is None:
-        return _report(trust, cosigned, head, None, _no("the content is not what was logged", error), None, last_seen)
+        intact = _no("the content is not what was logged", error)
+        return _report(trust, cosigned, head, None, intact, None, last_seen, heads)
     intact = _answer_intact(head, derived, cosigned)
-    return _report(trust, cosigned, head, derived, intact, _answer_append_only(derived, head, last_seen), last_seen)
+    append_only = _answer_append_only(derived, head, last_seen)
+    return _report(trust, cosigned, head, derived, intact, append_only, last_seen, heads)
 
 
 def _check_content(
-    folder: LogFolder, trust: Trust, cosigned: _Cosigned, last_seen: LastSeen | None, progress: Progress | None
+    folder: LogFolder, trust: Trust, sizes: set[int], progress: Progress | None
 ) -> tuple[Checkpoint | None, Derived | None, VerificationError | None]:
     """Derive everything; again when a live writer moved the checkpoint meanwhile."""
     head: Checkpoint | None = None
@@ -167,8 +179,7 @@ def _check_content(
         try:
             note = folder.checkpoint()
             head = open_checkpoint(note, trust.log_key())
-            wanted = {head.size, cosigned.head.size if cosigned.head else 0, last_seen.size if last_seen else 0}
-            return head, derive(folder, head, wanted, progress=progress), None
+            return head, derive(folder, head, {head.size, *sizes}, progress=progress), None
         except VerificationError as error:
             if attempt + 1 == _RETRIES or not note or _note_now(folder) == note:
                 return head, None, error
@@ -366,14 +377,27 @@ def _answer_witnessed(trust: Trust, cosigned: _Cosigned, last_seen: LastSeen | N
     )
 
 
-def _answer_complete(trust: Trust, cosigned: _Cosigned, witnessed: Answer, intact: Answer) -> tuple[int | None, Answer]:
-    if intact.status != "yes":
-        return None, Answer(status="unknown", text="the content is not intact")
-    if witnessed.status != "yes" or cosigned.head is None:
-        return None, Answer(status="unknown", text="without a quorum nobody but the operator vouches for completeness")
-    until = sorted(cosigned.times.values(), reverse=True)[trust.quorum - 1]
-    text = f"up to {utc(until)} by the clocks of {trust.quorum} hospitals; later entries unknown"
-    return until, Answer(status="yes", text=text)
+def _answer_complete(
+    trust: Trust, attested: int | None, size: int, derived: Derived | None, heads: Sequence[Head]
+) -> tuple[int | None, Answer]:
+    """Return (T, answer); `attested` is what the folder's own cosignatures say."""
+    for head in heads:
+        if derived and head.size > size:
+            error = rolled_back(f"{head.site} has cosigned {head.size} entries, the folder holds {size}")
+            return None, _no(str(error), error)
+        if derived and derived.roots[head.size] != head.root:
+            error = forked(f"the first {head.size} entries are not those that {head.site} cosigned")
+            return None, _no(str(error), error)
+    if derived is None or attested is None:
+        why = "the content is not intact" if derived is None else "without a quorum only the operator vouches for it"
+        return None, Answer(status="unknown", text=why)
+    if len(heads) < trust.quorum:
+        directly = f"{len(heads)} of {trust.quorum} needed heads were obtained directly from hospitals"
+        text = f"later entries unknown: cosigned up to {utc(attested)}, but {directly}"
+        return None, Answer(status="unknown", text=text)
+    until = sorted((head.time for head in heads), reverse=True)[trust.quorum - 1]
+    names = ", ".join(sorted(head.site for head in heads))
+    return until, Answer(status="yes", text=f"up to {utc(until)}: {names} have cosigned nothing newer")
 
 
 def utc(time: int) -> str:
@@ -392,16 +416,20 @@ def _report(
     intact: Answer,
     append_only: Answer | None,
     last_seen: LastSeen | None,
+    heads: Sequence[Head],
 ) -> LogReport:
     append_only = append_only or Answer(status="unknown", text="the content is not intact")
     witnessed = _answer_witnessed(trust, cosigned, last_seen)
-    until, complete = _answer_complete(trust, cosigned, witnessed, intact)
     size = head.size if head else 0
+    attested = None
+    if intact.status == "yes" and witnessed.status == "yes" and cosigned.head:
+        attested = sorted(cosigned.times.values(), reverse=True)[trust.quorum - 1]
+    until, complete = _answer_complete(trust, attested, size, derived if intact.status == "yes" else None, heads)
     cosigned_size = cosigned.head.size if cosigned.head and witnessed.status == "yes" else 0
     remarks = list(derived.remarks) if derived else []
     if derived and size > cosigned_size:
         remarks.append(f"{size - cosigned_size} entries are not yet witnessed: only the operator vouches for them")
-    trusted = witnessed.error is None or witnessed.error.code == "log-not-witnessed"
+    trusted = complete.error is None and (witnessed.error is None or witnessed.error.code == "log-not-witnessed")
     remember = derived and intact.error is None and append_only.error is None and trusted
     return LogReport(
         size=size,
@@ -410,6 +438,7 @@ def _report(
         cosigned_by=cosigned.times,
         members=len(trust.members),
         quorum=trust.quorum,
+        attested_until=attested,
         complete_until=until,
         intact=intact,
         append_only=append_only,

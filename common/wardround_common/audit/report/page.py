@@ -24,6 +24,7 @@ from wardround_common import __version__
 from wardround_common.audit.epsilon import Spent, Statement, recompute
 from wardround_common.audit.history import ANSWERED, USED, Collector, History, StudyHistory
 from wardround_common.audit.note import open_checkpoint
+from wardround_common.audit.prover import level_hashes
 from wardround_common.audit.reader import LogFolder
 from wardround_common.audit.redact import Redact, Redaction, redaction
 from wardround_common.audit.report.columns import Columns
@@ -50,6 +51,9 @@ _TOPICS = {
 
 _NAMELESS = frozenset({"Privacy", "Mechanism", "Collusion", "If one is away", "Leaves a hospital", "Trained"})
 """Headings whose sentences hold numbers only."""
+
+MAX_NAMES = 6
+"""Hospitals named in an answer; the keys below name all."""
 
 MAX_LISTED = 60
 """Dropouts and findings in a printed table; the search shows all."""
@@ -124,9 +128,18 @@ def _gather(source: Source, progress: Callable[[int], None] | None) -> tuple[His
 
 def _answers(report: LogReport, hidden: Redaction) -> list[dict[str, str]]:
     return [
-        {"question": question, "status": answer.status, "text": hidden.text(answer.text)}
+        {"question": question, "status": answer.status, "text": _fewer_names(hidden.text(answer.text))}
         for question, answer in report.answers.items()
     ]
+
+
+def _fewer_names(text: str) -> str:
+    """Return a sentence that ends in a long list with the list cut."""
+    start, colon, names = text.rpartition(": ")
+    listed = names.split(", ")
+    if not colon or len(listed) <= MAX_NAMES:
+        return text
+    return f"{start}: {', '.join(listed[:MAX_NAMES])} and {len(listed) - MAX_NAMES} more"
 
 
 def _study(study: StudyHistory, trust: Trust, spent: Sequence[Spent], hidden: Redaction) -> dict[str, Any]:
@@ -175,7 +188,7 @@ def _topic(sentence: str) -> tuple[str, str]:
             text = sentence if topic in ("Study", "If one is away") else sentence.partition(": ")[2]
             return topic, text[:1].upper() + text[1:]
     topic, _, text = sentence.partition(": ")
-    return topic, text[:1].upper() + text[1:]
+    return topic, text if topic == "Members" else text[:1].upper() + text[1:]  # a hospital keeps its name
 
 
 def _bar(one: Spent, all_: Sequence[Spent], hidden: Redaction) -> dict[str, Any]:
@@ -218,14 +231,13 @@ def _keys(trust: Trust) -> list[tuple[str, str]]:
 def _proofs(source: Source, report: LogReport, hidden: Redaction) -> dict[str, Any]:
     """Return what the page needs to prove any row: leaf hashes, roots of full tiles, checkpoints, keys."""
     folder, trust = source.folder, source.trust
-    leaves = _level(folder, 0, report.size)
-    roots = _level(folder, 1, report.size // TILE_WIDTH)
+    leaves = level_hashes(folder, 0, report.size)
+    roots = level_hashes(folder, 1, report.size // TILE_WIDTH)
     notes = [note for note in (folder.cosigned() if report.cosigned_size else "", folder.checkpoint()) if note]
     heads = []
     for note in notes:
         head = open_checkpoint(note, trust.log_key())
-        shown = note.partition("\n\n")[0] + "\n" if hidden.names else note
-        heads.append({"size": head.size, "root": base64.b64encode(head.root).decode(), "note": shown})
+        heads.append({"size": head.size, "root": base64.b64encode(head.root).decode(), "note": hidden.note(note)})
     return {
         "leaves": base64.b64encode(leaves).decode(),
         "tiles": base64.b64encode(roots).decode(),
@@ -234,12 +246,6 @@ def _proofs(source: Source, report: LogReport, hidden: Redaction) -> dict[str, A
         "keys": {} if hidden.names else {"log": trust.log, "members": dict(trust.members)},
         "quorum": trust.quorum,
     }
-
-
-def _level(folder: LogFolder, level: int, count: int) -> bytes:
-    """Return the first `count` hashes of a level of the tree."""
-    tiles = range(-(-count // TILE_WIDTH))
-    return b"".join(folder.tile(level, n, min(TILE_WIDTH, count - n * TILE_WIDTH)) for n in tiles)
 
 
 def _render(context: dict[str, Any], columns: Columns, proofs: dict[str, Any]) -> str:

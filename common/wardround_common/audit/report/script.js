@@ -201,12 +201,14 @@
         if (await verify(bytes(text.slice(8)), raw.slice(12), `cosignature/v1\ntime ${time}\n${body}\n`)) cosigned.push(site);
       }
       const enough = cosigned.length >= proofs.quorum;
-      found.push([enough ? "" : "no", `Cosigned by ${cosigned.length} hospitals (${proofs.quorum} needed)${cosigned.length ? ": " + cosigned.join(", ") : ""}`]);
+      found.push([enough ? "" : "no", `Cosigned by ${cosigned.length} hospitals (${proofs.quorum} needed)${cosigned.length ? ": " + few(cosigned) : ""}`]);
     } catch {
       return [["unknown", "This browser cannot check Ed25519; the signatures were checked when this page was made"]];
     }
     return found;
   }
+
+  const few = (names) => names.slice(0, 6).join(", ") + (names.length > 6 ? ` and ${names.length - 6} more` : "");
 
   async function verify(key, signature, text) {
     const imported = await crypto.subtle.importKey("raw", key, { name: "Ed25519" }, false, ["verify"]);
