@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from wardround_common.config import Address, Log, load_toml
+from wardround_common.config import Address, Log, MonitorSettings, load_toml
 from wardround_common.config_text import render_toml
 from wardround_common.documents import Document, Line, Name
 from wardround_common.errors import ConfigError
@@ -117,6 +117,9 @@ class ClientConfig(Document):
     model: Annotated[Model, Field(description="The base model on this machine.")] = Model()
     runtime: Annotated[Runtime, Field(description="Speed and memory; cannot change ε or what leaves.")] = Runtime()
     log: Annotated[Log, Field(description="How the client logs; always on stderr.")] = Log()
+    monitor: Annotated[MonitorSettings, Field(description="Health and metrics, on this machine only.")] = (
+        MonitorSettings()
+    )
 
     def dataset(self, name: str) -> Dataset:
         """Return the data set called `name`.

@@ -10,10 +10,11 @@ Rules.
 import asyncio
 import threading
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 
 from flwr.app import Context, Message, RecordDict
 
+from wardround_client import metrics
 from wardround_client.app import client_app
 from wardround_client.caretaker import Caretaker
 from wardround_client.config import ClientConfig
@@ -33,6 +34,7 @@ from wardround_client.vault import Vault
 from wardround_common.errors import TransportError, WardroundError
 from wardround_common.identity.keys import load_identity_key, load_public_key
 from wardround_common.logging import get_logger
+from wardround_common.monitor import Monitor
 from wardround_common.wire.blobstore import FileBlobStore
 
 log = get_logger("client")
@@ -63,13 +65,20 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
         caretaker = _caretaker(studies, session)
         caretaker.tick()
         threading.Thread(target=caretaker.run, args=(stop,), name="caretaker", daemon=True).start()
-        _prepare(studies)
         try:
-            asyncio.run(session.run())
+            with _monitor(home, config):
+                _prepare(studies)
+                asyncio.run(session.run())
         except WardroundError as error:
             board.show(phase="failed", message=error.message)
             raise
         log.info("stopped")
+
+
+def _monitor(home: Home, config: ClientConfig) -> AbstractContextManager[object]:
+    if config.monitor.port is None:
+        return nullcontext()
+    return Monitor(config.monitor.port, lambda: metrics.samples(home, time.time), lambda: metrics.unhealthy(home))
 
 
 def open_site(home: Home, config: ClientConfig, ledger: Ledger, training: Training) -> SiteStudies:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wardround_common.documents import Document
 
@@ -32,6 +32,9 @@ Phase = Literal[
     "aborted",
     "stopped",
 ]
+
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class ClientStatus(Document):

@@ -55,6 +55,19 @@ class Log(Document):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level that is shown.")
 
 
+class MonitorSettings(Document):
+    """Health and metrics for this machine's own monitoring."""
+
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="Port of 127.0.0.1 for GET /healthz and /metrics (Prometheus). Unset: none. Never reachable from "
+        "another machine; nothing in it depends on patients' data.",
+        examples=[9464],
+    )
+
+
 def load_toml(path: Path, model: type[M]) -> M:
     """Return the `model` written in the TOML file `path`.
 

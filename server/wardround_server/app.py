@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from wardround_common import __version__
@@ -20,9 +21,11 @@ from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError
 from wardround_common.identity.address import Address
 from wardround_common.logging import get_logger
+from wardround_common.monitor import Monitor
 from wardround_common.signing import Envelope
 from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
+from wardround_server import metrics
 from wardround_server.auditlog import AuditLog
 from wardround_server.auditpublisher import Publisher
 from wardround_server.ending import AbortNotices
@@ -97,7 +100,7 @@ class Daemon:
         """Serve until stopped (see `serve_home`)."""
         config = sha256_digest(self._office.home.config.read_bytes())
         self._audit.append([(ServerStarted(version=__version__, config=config), frozenset())])
-        with self._publisher, self._server() as port:
+        with self._publisher, self._monitor(), self._server() as port:
             address = f"{(self._office.config.listen or self._office.config.address).rpartition(':')[0]}:{port}"
             log.info("listening", address=address, log=self._office.log)
             listening(address)
@@ -106,6 +109,16 @@ class Daemon:
                     self._tick()
             finally:
                 self._shut_down()
+
+    def _monitor(self) -> AbstractContextManager[object]:
+        office = self._office
+        if office.config.monitor.port is None:
+            return nullcontext()
+        return Monitor(
+            office.config.monitor.port,
+            lambda: metrics.samples(office.home, lambda: self._keys, time.time),
+            lambda: metrics.unhealthy(office.home),
+        )
 
     def _server(self) -> ServerThread:
         office = self._office

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from wardround_common.config import Address, Log, load_toml
+from wardround_common.config import Address, Log, MonitorSettings, load_toml
 from wardround_common.config_text import render_toml
 from wardround_common.documents import Document, Name
 from wardround_common.study import AgeRecipient
@@ -56,6 +56,9 @@ class ServerConfig(Document):
         examples=[{"alice": "age1…"}],
     )
     log: Annotated[Log, Field(description="How the server logs; always on stderr.")] = Log()
+    monitor: Annotated[MonitorSettings, Field(description="Health and metrics, on this machine only.")] = (
+        MonitorSettings()
+    )
 
 
 def load(home: Path) -> ServerConfig:
