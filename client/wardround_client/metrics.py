@@ -20,7 +20,7 @@ def samples(home: Home, clock: Callable[[], float]) -> Iterator[Sample]:
     """Yield the values now; `clock` gives Unix seconds."""
     status = read_status(home.status) or ClientStatus()
     for phase in PHASES:
-        labels = {"phase": phase}
+        labels: dict[str, str] = {"phase": phase}
         yield Sample(name="client_phase", help="1 for the present phase", value=status.phase == phase, labels=labels)
     progress = {"round": status.round, "rounds": status.rounds, "step": status.step, "steps": status.steps}
     for what, value in progress.items():

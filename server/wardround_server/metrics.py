@@ -18,12 +18,12 @@ def samples(home: Home, keys: Callable[[], ServerKeys], clock: Callable[[], floa
     """Yield the values now; `clock` gives Unix seconds."""
     status = read_status(home.status) or ServerStatus()
     for phase in PHASES:
-        labels = {"phase": phase}
+        labels: dict[str, str] = {"phase": phase}
         yield Sample(name="server_phase", help="1 for the present phase", value=status.phase == phase, labels=labels)
     yield Sample(name="server_round", help="round of the study in work", value=status.round)
     yield Sample(name="server_rounds", help="rounds of the study in work", value=status.rounds)
     for site, state in status.members.items():
-        labels, up = {"site": site}, state != "offline"
+        labels, up = {"site": str(site)}, state != "offline"
         yield Sample(name="server_member_connected", help="1 while the hospital is connected", value=up, labels=labels)
     certificate, authority = keys().certificate, keys().authority.certificate
     for what, found in (("server", certificate), ("authority", authority)):

@@ -65,7 +65,7 @@ def test_it_listens_on_loopback_only() -> None:
         assert monitor._server.server_address[0] == "127.0.0.1"
         others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
         for address in others - {"127.0.0.1", "127.0.1.1"}:
-            with pytest.raises(OSError, match="refused|timed out|unreachable"):
+            with pytest.raises(OSError, match=r"refused|timed out|unreachable"):
                 socket.create_connection((str(address), monitor.port), timeout=2)
 
 
