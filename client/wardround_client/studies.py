@@ -29,6 +29,7 @@ from wardround_client.randomness import KeystreamRandomness, Randomness, new_rou
 from wardround_client.restored import enter_forgotten, require_newest_ledger
 from wardround_client.rounds import Rounds, Tensors, Trained, vault_prefix
 from wardround_client.site_data import load_site_texts
+from wardround_client.spent import SpentShown
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
@@ -121,6 +122,10 @@ class SiteStudies:
     get_study: Callable[[str], bytes] = field(repr=False)
     training: Training = field(default=Training(), repr=False)
     _open: "dict[str, OpenStudy]" = field(default_factory=dict, repr=False)
+    _spent: SpentShown = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._spent = SpentShown(self.ledger.spent, lambda epsilon: self.board.show(epsilon_spent=epsilon))
 
     def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef]:
         """Return this site's one answer to `plan`; its sealed update lies in the blob store.
@@ -277,7 +282,6 @@ class SiteStudies:
         return OwnAnswer(round=offer.round, answer=answer, sealed=stored.sealed)
 
     def _show(self, phase: str, study: Study, round_: int, message: str = "") -> None:
-        spent = self.ledger.spent(study.sha256())
         self.board.show(
             phase=phase,
             study=study.name,
@@ -286,8 +290,11 @@ class SiteStudies:
             steps=study.privacy.steps_per_round,
             step=0,
             message=message,
-            epsilon_spent=spent.epsilon if spent else None,
         )
+        if phase == "done":
+            self._spent.now(study.sha256())
+        else:
+            self._spent.ask(study.sha256())
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,7 @@ from wardround_common.config_text import render_yaml
 from wardround_common.models import model_digest
 from wardround_common.policy import Policy
 from wardround_common.policy_file import render_policy
+from wardround_common.study import Timing
 from wardround_common.study_file import StudyFile, render_study_file
 
 SITES = ("north", "south", "west")
@@ -105,7 +106,9 @@ class Federation:
     model: Path
     sites: Sequence[str] = SITES
     address: str = field(default_factory=lambda: f"127.0.0.1:{_free_port()}")
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Any] = field(default_factory=dict)  # of subprocess.Popen, or what `spawn` returns
+    spawn: "Callable[[Federation, str], Any] | None" = None  # starts a daemon by name; the command line if left out
+    policy: dict[str, Any] = field(default_factory=dict)  # changes to every hospital's policy
     identities: dict[str, str] = field(default_factory=dict)
 
     # -- places
@@ -184,7 +187,7 @@ class Federation:
             "datasets": {"notes": ("any",)},
             "pins": pins,
         }
-        path.write_text(render_policy(Policy.model_validate({**fields, **changes})))
+        path.write_text(render_policy(Policy.model_validate({**fields, **self.policy, **changes})))
         ok("client", "policy", "sign", "--home", self.home(site), "--approver-key", self.approver(site))
 
     def configure(self, site: str, data: Path) -> None:
@@ -197,7 +200,7 @@ class Federation:
         )
         (home / "client.toml").write_text(client_config.render(config))
 
-    def study_file(self, name: str = "tiny", **privacy: Any) -> Path:
+    def study_file(self, name: str = "tiny", *, rank: int = 2, timing: Timing | None = None, **privacy: Any) -> Path:
         path = self.folder / f"{name}.yaml"
         ok("server", "study", "new", "--home", self.server, "--name", name, "--out", path)
         file = load_yaml(path, StudyFile)
@@ -217,17 +220,18 @@ class Federation:
                 "task": file.task.model_copy(update={"labels": tuple(WORDS)}),
                 "model": file.model.model_copy(update={"source": str(self.model), "max_tokens": 16}),
                 "adapter": file.adapter.model_copy(
-                    update={"rank": 2, "target_modules": ("query", "value"), "layers": (1,)}
+                    update={"rank": rank, "target_modules": ("query", "value"), "layers": (1,)}
                 ),
                 "privacy": file.privacy.model_copy(update=budget),
                 "released_round": budget["rounds"],
+                "timing": timing or file.timing,
             }
         )
         path.write_text(render_study_file(changed))
         return path
 
-    def propose(self, name: str = "tiny", **privacy: Any) -> str:
-        digest: str = ok("server", "study", "propose", self.study_file(name, **privacy), "--home", self.server)["study"]
+    def propose(self, name: str = "tiny", **options: Any) -> str:
+        digest: str = ok("server", "study", "propose", self.study_file(name, **options), "--home", self.server)["study"]
         return digest
 
     def approve(self, site: str, name: str = "tiny", *more: str) -> Outcome:
@@ -255,10 +259,15 @@ class Federation:
 
     def start(self, name: str) -> None:
         """Start the server ("server") or a site's daemon."""
+        self.processes[name] = self.spawn(self, name) if self.spawn else self._spawn_command(name)
+        if name == "server":
+            self.wait(self.listens, "the server to listen")
+
+    def _spawn_command(self, name: str) -> subprocess.Popen[bytes]:
         role, home = ("server", self.server) if name == "server" else ("client", self.home(name))
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "HF_HUB_OFFLINE": "1"}
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "wardround_common", role, "start", "--home", str(home)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -266,8 +275,6 @@ class Federation:
                 env=environment,
                 start_new_session=True,
             )
-        if name == "server":
-            self.wait(self.listens, "the server to listen")
 
     def listens(self) -> bool:
         host, _, port = self.address.rpartition(":")
@@ -299,7 +306,7 @@ class Federation:
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {name}\n{self.log_of(name)[-2000:]}" for name in ("server", *self.sites))
                 raise AssertionError(f"waited in vain for {what}\n{logs}")
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def status(self, name: str = "server") -> dict[str, Any]:
         path = (self.server if name == "server" else self.home(name)) / "state" / "status.json"

@@ -1,0 +1,122 @@
+"""The daemons as processes of tests: light training, fixed seeds, and faults at named steps.
+
+The product's own `serve_home` and `run_daemon` run here; what differs is handed in (`Training`) or wrapped around the
+product's methods by `peers.steps`. Nothing of this can be reached from the product.
+"""
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peers import steps
+
+from wardround_client.config import load
+from wardround_client.daemon import run_daemon
+from wardround_client.home import Home
+from wardround_client.randomness import KeystreamRandomness, Randomness
+from wardround_client.rounds import Trained
+from wardround_client.studies import Training
+from wardround_common import cli
+from wardround_common.logging import configure_logging
+from wardround_common.study import Study
+from wardround_common.wire import settings
+from wardround_server.app import serve_home
+from wardround_server.office import Office
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+LARGEST = 1e-3
+"""Of one value of a light update: below what any study here lets an honest Adam run reach."""
+
+
+def round_seed(site: str) -> bytes:
+    """The seed that `site` seals for every round; the round's number goes into the light training itself."""
+    return hashlib.sha256(b"light " + site.encode()).digest()
+
+
+@dataclass(frozen=True)
+class LightTrainer:
+    """Noise that depends on seed, round, records and the last committed round, clipped; no model, no torch."""
+
+    texts: tuple[str, ...]
+    pause_s: float = 0.0
+
+    def train_round(
+        self,
+        tensors: Tensors,
+        round_: int,
+        randomness: Randomness,
+        optimiser_state: bytes | None,
+        progress: Callable[[Any], None] = lambda progress: None,
+    ) -> Trained:
+        before = np.frombuffer(optimiser_state or bytes(8), "<f8")[0]
+        steps.reach("training", round_)
+        time.sleep(self.pause_s)
+        words = hashlib.sha256("\n".join(self.texts).encode()).digest()
+        mixed = KeystreamRandomness(hashlib.sha256(randomness.bytes(32) + words + bytes([round_ % 256])).digest())
+        delta = {}
+        for name in sorted(tensors):
+            values = mixed.normal(tensors[name].size).reshape(tensors[name].shape)
+            delta[name] = np.clip(1e-4 * (values + before), -LARGEST, LARGEST).astype(np.float32)
+        after = 0.5 * before + float(mixed.normal(1)[0])
+        return Trained(delta=delta, optimiser_state=np.array([after], "<f8").tobytes())
+
+
+def light_training(site: str, pause_s: float = 0.0) -> Training:
+    def make(study: Study, data: Any, folder: Path, config: Any) -> LightTrainer:
+        return LightTrainer(tuple(data.texts), pause_s)
+
+    return Training(make_trainer=make, new_seed=lambda: round_seed(site))
+
+
+def fixed_training(site: str) -> Training:
+    """Real training with the fixed seed."""
+    return Training(new_seed=lambda: round_seed(site))
+
+
+def run(argument: dict[str, Any]) -> int:
+    """Be a daemon. Keys: role, home; faults (see `steps.install`), keepalive_s, clock_s, pause_s, real, hosts."""
+    if keepalive := argument.get("keepalive_s"):
+        _scale_keepalive(keepalive)
+    if offset := argument.get("clock_s"):
+        now = time.time
+        time.time = lambda: now() + offset
+    for fault in argument.get("faults", ()):
+        steps.install(**fault)
+    home = Path(argument["home"])
+    body = _server if argument["role"] == "server" else _site
+    return cli.run(lambda: body(home, argument), as_json=False)
+
+
+def _server(home: Path, argument: dict[str, Any]) -> None:
+    log = Office.open(home).config.log
+    configure_logging(format=log.format, level=log.level)
+    serve_home(home, _stop_on_signals())
+
+
+def _site(home: Path, argument: dict[str, Any]) -> None:
+    config = load(home)
+    configure_logging(format=config.log.format, level=config.log.level)
+    real = argument.get("real", False)
+    training = fixed_training(config.site) if real else light_training(config.site, argument.get("pause_s", 0.0))
+    run_daemon(Home(home), config, _stop_on_signals(), training=training)
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _scale_keepalive(seconds: float) -> None:
+    """Find dead lines so many seconds after the last byte, and again as many for the answer."""
+    scaled = {"grpc.keepalive_time_ms": int(1000 * seconds), "grpc.keepalive_timeout_ms": int(1000 * seconds)}
+    settings._SHARED = tuple((name, scaled.get(name, value)) for name, value in settings._SHARED)
