@@ -1,8 +1,8 @@
 """kill -9 at every numbered step of a round: the same round resumes with the same survivors and the same bytes.
 
-Rows are the steps in `peers.steps`. n = 3, c = 1, minimum cohort and witness quorum 3: without one hospital, or without the
-server, the round waits. n = 5, c = 1, minimum cohort 3, witness quorum 4: one hospital may be away, and the round goes on
-after its deadline.
+Rows are the steps in `peers.steps`. n = 3, c = 1, minimum cohort and witness quorum 3: without one hospital, or without
+the server, the round waits. n = 5, c = 1, minimum cohort 3, witness quorum 4: one hospital may be away, and the round
+goes on after its deadline.
 `judge` compares the released adapter bit for bit with what its survivors give undisturbed.
 """
 
@@ -128,6 +128,9 @@ def test_killed_again_and_again(shop: Workshop):
             light.start()
             if not _died_or_released(light):
                 break
+        time.sleep(0.5)
+        for name in [name for name, process in light.fed.processes.items() if process.poll() is not None]:
+            light.died(name)
         light.faults.clear()
         light.start()
         light.finish()

@@ -261,7 +261,7 @@ class Federation:
         """Start the server ("server") or a site's daemon."""
         self.processes[name] = self.spawn(self, name) if self.spawn else self._spawn_command(name)
         if name == "server":
-            self.wait(self.listens, "the server to listen")
+            self.wait(self.listens, "the server to listen", watched=("server",))
 
     def _spawn_command(self, name: str) -> subprocess.Popen[bytes]:
         role, home = ("server", self.server) if name == "server" else ("client", self.home(name))
@@ -297,11 +297,19 @@ class Federation:
             process.wait()
         self.processes.clear()
 
-    def wait(self, done: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
-        """Wait until `done`; fail at once if a process has died."""
+    def wait(
+        self,
+        done: Callable[[], bool],
+        what: str,
+        patience_s: float = PATIENCE_S,
+        watched: Sequence[str] | None = None,
+    ) -> None:
+        """Wait until `done`; fail at once if a process (of `watched`) has died."""
         deadline = time.monotonic() + patience_s
         while not done():
             for name, process in self.processes.items():
+                if watched is not None and name not in watched:
+                    continue
                 assert process.poll() is None, f"{name} ended with {process.returncode}: {self.log_of(name)[-3000:]}"
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {name}\n{self.log_of(name)[-2000:]}" for name in ("server", *self.sites))

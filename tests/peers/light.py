@@ -19,6 +19,7 @@ from peers.lightward import LightTrainer, round_seed
 from peers.zygote import Spawned, Zygote
 from safetensors.numpy import save_file
 
+from wardround_client import config as client_config
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.randomness import KeystreamRandomness
@@ -83,12 +84,20 @@ class Light:
 
     def died(self, name: str) -> None:
         """Wait until the daemon was killed, and forget its process."""
-        process = self.fed.processes.pop(name)
-        self.fed.wait(lambda: process.poll() is not None, f"{name} to die")
+        process = self.fed.processes[name]
+        process.wait(90)
+        del self.fed.processes[name]
         assert process.returncode == -signal.SIGKILL, f"{process.returncode}: {self.fed.log_of(name)[-3000:]}"
 
     def kill(self, name: str) -> None:
         self.fed.stop(name, signal.SIGKILL)
+
+    def through(self, site: str, *, server: str | None = None, proxy: str | None = None) -> None:
+        """Make `site` dial another address, or use a proxy, from its next start on."""
+        home = self.fed.home(site)
+        config = client_config.load(home)
+        changed = config.model_copy(update={"server": server or config.server, "proxy": proxy})
+        (home / "client.toml").write_text(client_config.render(changed))
 
     # -- running
 

@@ -4,6 +4,7 @@ The product's own `serve_home` and `run_daemon` run here; what differs is handed
 product's methods by `peers.steps`. Nothing of this can be reached from the product.
 """
 
+import ctypes
 import hashlib
 import signal
 import threading
@@ -88,6 +89,8 @@ def run(argument: dict[str, Any]) -> int:
     if offset := argument.get("clock_s"):
         now = time.time
         time.time = lambda: now() + offset
+    if hosts := argument.get("hosts"):
+        _private_hosts(hosts)
     for fault in argument.get("faults", ()):
         steps.install(**fault)
     home = Path(argument["home"])
@@ -120,3 +123,16 @@ def _scale_keepalive(seconds: float) -> None:
     """Find dead lines so many seconds after the last byte, and again as many for the answer."""
     scaled = {"grpc.keepalive_time_ms": int(1000 * seconds), "grpc.keepalive_timeout_ms": int(1000 * seconds)}
     settings._SHARED = tuple((name, scaled.get(name, value)) for name, value in settings._SHARED)
+
+
+def _private_hosts(path: str) -> None:
+    """Mount `path` over /etc/hosts for this process alone (needs root)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    newns, bind, private = 0x20000, 0x1000, 0x44000  # CLONE_NEWNS, MS_BIND, MS_REC | MS_PRIVATE
+    for failed in (
+        libc.unshare(newns),
+        libc.mount(b"none", b"/", None, private, None),
+        libc.mount(path.encode(), b"/etc/hosts", None, bind, None),
+    ):
+        if failed:
+            raise OSError(ctypes.get_errno(), "cannot hide /etc/hosts")

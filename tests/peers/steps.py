@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from wardround_common.audit.events import ModelReleased, RoundAggregated, RoundStarted, WitnessQuorum
 
-Moment = Literal["before", "after", "inside"]  # inside a generator: when it is asked for its third item
+Moment = Literal["before", "after", "inside"]  # inside a generator: when it is asked for its second item
 When = Callable[[tuple[Any, ...], int], bool]
 """Whether this call, with its arguments (self included), is the step in the given round."""
 
@@ -76,10 +76,15 @@ RELEASE: dict[str, Step] = {
     "before the release is built": Step("wardround_server.runner:build_release", "before"),
     "while the release is written": Step("wardround_server.release.build:provenance", "after"),
     "after the release is built": Step("wardround_server.runner:build_release", "after"),
-    "after the release is logged": Step(_APPEND, "after", lambda a, _: any(isinstance(e, ModelReleased) for e, _ in a[1])),
-    "before the study is marked complete": Step("wardround_server.app:Daemon._mark_completed", "before",
-                                                lambda a, _: any(r.completed for r in a[0]._runners.values())),
-}  # fmt: skip
+    "after the release is logged": Step(
+        _APPEND, "after", lambda a, _: any(isinstance(event, ModelReleased) for event, _ in a[1])
+    ),
+    "before the study is marked complete": Step(
+        "wardround_server.app:Daemon._mark_completed",
+        "before",
+        lambda a, _: any(runner.completed for runner in a[0]._runners.values()),
+    ),
+}
 """Steps after the last round."""
 
 
@@ -116,7 +121,7 @@ _reached: dict[str, list[tuple[int, Callable[[], None]]]] = {}
 _current = {"round": 0}
 
 
-def install(step: str, do: str, round: int = 1, times: int = 1, seconds: float = 0.0) -> None:  # noqa: A002
+def install(step: str, do: str, round: int = 1, times: int = 1, seconds: float = 0.0) -> None:
     """Make `do` happen at `step` of `round`, at most `times`: kill, stall, disk-full, out-of-memory, device-lost."""
     where = ALL[step]
     act = _limited(lambda: _act(do, seconds), times)
@@ -138,6 +143,7 @@ def reach(step: str, round_: int) -> None:
 def _act(do: str, seconds: float) -> None:
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # whatever the kernel does first, this thread goes no further
     elif do == "stall":
         time.sleep(seconds)
     elif do == "disk-full":
@@ -204,6 +210,6 @@ def _wrap(method: str, moment: Moment, when: Callable[[tuple[Any, ...]], bool], 
 
 def _items(items: Iterator[Any], act: Callable[[], None]) -> Iterator[Any]:
     for number, item in enumerate(items):
-        if number == 2:
+        if number == 1:
             act()
         yield item

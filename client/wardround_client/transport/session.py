@@ -27,13 +27,13 @@ from functools import partial
 from typing import Any, Literal
 
 import grpc
-import structlog
 
 from wardround_client.transport.backoff import CAP_S, Backoff
 from wardround_client.transport.connection import FATAL, Connection
 from wardround_client.transport.worker import Handle, Worker
 from wardround_common.errors import WardroundError
 from wardround_common.identity.keys import node_id
+from wardround_common.logging import get_logger
 from wardround_common.wire import limits
 from wardround_common.wire import wardround_pb2 as pb
 from wardround_common.wire.blobstore import BlobStore
@@ -42,7 +42,7 @@ from wardround_common.wire.frames import Answer, Work, invalid_frame
 from wardround_common.wire.versions import MAX_VERSION, MIN_VERSION, no_common_version
 from wardround_common.wire.wardround_pb2_grpc import WardStub
 
-log = structlog.get_logger(__name__)
+log = get_logger("client.session")
 
 AWAY_POLL_S = 0.1
 """How soon a hospital that stayed away dials again."""

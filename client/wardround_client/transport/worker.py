@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-import structlog
 from flwr.app import Message
 
 from wardround_client.transport.backoff import Backoff
@@ -20,10 +19,11 @@ from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import FATAL, Connection
 from wardround_client.transport.flower import failed_locally, to_answer, to_message
 from wardround_common.errors import EnrolmentError, TransportError, WardroundError
+from wardround_common.logging import get_logger
 from wardround_common.wire.blobstore import BlobStore
 from wardround_common.wire.frames import Answer, Work
 
-log = structlog.get_logger(__name__)
+log = get_logger("client.worker")
 
 Handle = Callable[[Message], Message]
 Finished = Callable[[Work, Answer | None], None]

@@ -40,7 +40,7 @@ def server_options() -> Options:
     """Return the channel arguments of the server."""
     return (
         *_SHARED,
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.KEEPALIVE_S * 250)),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.KEEPALIVE_S * 250)),
         ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
         # Two servers must not silently share one port.
         ("grpc.so_reuseport", 0),

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
-import structlog
 
 from wardround_common.errors import WardroundError
+from wardround_common.logging import get_logger
 from wardround_common.wire.failures import CODE_KEY, to_wire
 
-log = structlog.get_logger(__name__)
+log = get_logger("server.calls")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import grpc
-import structlog
 
 from wardround_common.errors import EnrolmentError, ProtocolError, WardroundError
+from wardround_common.logging import get_logger
 from wardround_common.wire import failures, limits
 from wardround_common.wire import wardround_pb2 as pb
 from wardround_common.wire.blobstore import BlobStore
@@ -27,7 +27,7 @@ from wardround_server.transport.access import Access
 from wardround_server.transport.errors import Context
 from wardround_server.transport.hub import Hub, Session
 
-log = structlog.get_logger(__name__)
+log = get_logger("server.sessions")
 
 DRAIN_S = 2.0
 """How long a refused client may take to send the frame that it is sending."""

@@ -8,7 +8,7 @@ import time
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app import Message
-from peers.proxy import Proxy
+from peers.faultline import Faultline
 from peers.ward import STUDY, Ward, running
 
 from wardround_client.transport.blobs import OWNER, fetch_blob
@@ -55,7 +55,7 @@ def test_without_a_proxy_the_connection_is_direct_whatever_the_environment_says(
 
 
 def test_a_proxy_that_is_set_is_used_whatever_the_environment_says(ward):
-    with Proxy() as proxy:
+    with Faultline() as proxy:
         connection = dataclasses.replace(ward.site.connection, proxy=proxy.url)
         assert list_studies(connection) == ()
         assert proxy.tunnels == [str(ward.address)]
@@ -74,10 +74,10 @@ def test_an_upload_cut_by_the_line_is_resumed_and_not_begun_again(ward):
     made = site.blobs.put(data)
 
     def handle(message):
-        proxy.limit = 1_500_000
+        proxy.cut_after = 1_500_000
         return Message(pack(b"made", (made,)), reply_to=message)
 
-    with Proxy() as proxy:
+    with Faultline() as proxy:
         connection = dataclasses.replace(site.connection, proxy=proxy.url)
         session = site.session(handle)
         session._connection = session._worker._connection = connection
