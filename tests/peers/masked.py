@@ -142,7 +142,9 @@ class Ward:
     def expected(self, updates: dict[str, np.ndarray], survivors: Iterable[str]) -> np.ndarray:
         """Return the integer sum that the opened one must equal, bit for bit."""
         point = FixedPoint(self.rules)
-        return np.sum([point.encode(updates[name]) for name in survivors], axis=0, dtype=f"u{self.rules.bits // 8}")
+        parts = [point.encode(updates[name]) for name in survivors]
+        total: np.ndarray = np.sum(parts, axis=0, dtype=f"u{self.rules.bits // 8}")
+        return total
 
     def run(
         self,

@@ -5,6 +5,8 @@ Rules.
   crash leaves the state before a step or after it.
 - The secrets of a round lie in it sealed under `secagg-key-N`, a key of its own that backups must leave
   out. `forget` destroys that key first: what is then left of the round cannot be opened.
+- A state with an open round whose key is gone came out of a backup: it is refused as a whole, because going on
+  from it could seal two messages under one chain key. The site joins again with a fresh carrier.
 - Nothing here shows a secret in its repr.
 Not done here: files. The store is handed in (`client.vault.Vault` behind a few lines).
 """
@@ -133,7 +135,7 @@ class StateFile:
         """Return the stored state, or a first one with a fresh carrier, which is not yet stored.
 
         Raises:
-            StorageError: damaged, or another study's.
+            StorageError: damaged, restored from a backup, or another study's.
         """
         data = self._store.get("secagg-state")
         if data is None:
@@ -142,7 +144,8 @@ class StateFile:
             state = MemberState.from_bytes(data)
         except ProtocolError:
             raise _damaged() from None
-        if state.study != self._study:
+        restored = any(e.round > state.over and self._store.get(_key_name(e.round)) is None for e in state.rounds)
+        if state.study != self._study or restored:
             raise _damaged()
         return state
 
@@ -157,7 +160,7 @@ class StateFile:
             StorageError: damaged, or the round's key is gone.
         """
         sealed = next((entry.sealed for entry in state.rounds if entry.round == round_), None)
-        if sealed is None:
+        if sealed is None or round_ <= state.over:
             return None
         key = self._store.get(_key_name(round_))
         if key is None:
@@ -181,12 +184,14 @@ class StateFile:
         return state.model_copy(update={"rounds": tuple(rounds)})
 
     def forget(self, state: MemberState, round_: int) -> None:
-        """Destroy the secrets of all rounds up to `round_`: keys first."""
+        """Destroy the secrets of all rounds up to `round_`: noted first, then keys, then what they sealed."""
+        state = state.model_copy(update={"over": max(state.over, round_)})
+        self.save(state)
         gone = [entry.round for entry in state.rounds if entry.round <= round_]
         for number in gone:
             self._store.destroy(_key_name(number))
         left = tuple(entry for entry in state.rounds if entry.round > round_)
-        self.save(state.model_copy(update={"rounds": left, "over": max(state.over, round_)}))
+        self.save(state.model_copy(update={"rounds": left}))
         for number in gone:
             self._store.destroy(_sent_name(number))
 
@@ -217,6 +222,6 @@ def _sent_name(round_: int) -> str:
 def _damaged() -> StorageError:
     return StorageError(
         "secagg-state-damaged",
-        "the secrets of secure aggregation cannot be read: altered, another study's, or a round's key is gone",
+        "the secrets of secure aggregation cannot be used: altered, another study's, or restored from a backup",
         next_step="remove the study's secagg items; this site abandons its open round and joins again with fresh keys",
     )
