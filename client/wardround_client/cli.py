@@ -20,13 +20,15 @@ from wardround_client.cli_options import ApproverKey, AsJson, HomeOption
 from wardround_client.cli_policy import policy_app
 from wardround_client.cli_study import approve, check
 from wardround_client.config import load
+from wardround_client.doctor import examine_site
 from wardround_client.enrolment import enrol
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.site_files import write_site_files
 from wardround_client.status import read_status
+from wardround_common.doctor import healthy
 from wardround_common.logging import configure_logging
-from wardround_common.output import Output, progress
+from wardround_common.output import Output, progress, show_findings
 
 client_app = typer.Typer(
     name="client",
@@ -89,6 +91,18 @@ def start(home: HomeOption = Path()) -> None:
     config = load(home)
     configure_logging(format=config.log.format, level=config.log.level)
     run_daemon(Home(home), config, _stop_on_signals())
+
+
+@client_app.command()
+def doctor(home: HomeOption = Path(), as_json: AsJson = False) -> None:
+    """Check everything that must be right before training. The report names nothing: paste it into any ticket.
+
+    Example: wardround client doctor --home client
+    """
+    findings = examine_site(home)
+    show_findings(Output(as_json=as_json), findings)
+    if not healthy(findings):
+        raise typer.Exit(1)
 
 
 @client_app.command()

@@ -24,6 +24,7 @@ from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.policies import load_policy
 from wardround_client.presence import require_running
+from wardround_client.private_files import require_private_home
 from wardround_client.renewal import renew_if_due
 from wardround_client.status import StatusBoard
 from wardround_client.studies import SiteStudies, Training
@@ -55,6 +56,7 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
         StorageError: another daemon runs on this home, or the state is unusable.
     """
     require_running(home)
+    require_private_home(home)
     renew_at_start(home, config)
     connection = Connection.from_home(home.root, address=config.server, proxy=config.proxy)
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:

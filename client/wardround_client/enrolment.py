@@ -137,6 +137,7 @@ class _Attempt:
     def _stage_keys(self) -> tuple[Ed25519PrivateKey, ec.EllipticCurvePrivateKey]:
         """Make the keys, or take those of an attempt that the line broke off (step 2)."""
         try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.staging / "keys").mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise _home_unusable(self.home, error) from None

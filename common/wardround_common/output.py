@@ -60,6 +60,15 @@ class Output:
             sys.stdout.write(json.dumps(document, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
 
 
+def show_findings(out: Output, findings: Sequence[Any]) -> None:
+    """Print a doctor's report (`doctor.Finding`s) as a table, then what to do."""
+    out.table(["", "check", "finding"], [[f.state, f.name, f.says] for f in findings])
+    for finding in findings:
+        if finding.do:
+            out.say(f"{finding.name}: {finding.do}")
+    out.result({"findings": [{"name": f.name, "state": f.state, "says": f.says, "do": f.do} for f in findings]})
+
+
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Advance]:
     """Show on stderr that `what` is being done; yields `advance(steps=1, note="")`.

@@ -28,6 +28,7 @@ from wardround_common.wire.blobstore import FileBlobStore
 from wardround_server import metrics
 from wardround_server.auditlog import AuditLog
 from wardround_server.auditpublisher import Publisher
+from wardround_server.doctor import require_private_home
 from wardround_server.ending import AbortNotices
 from wardround_server.office import Office
 from wardround_server.rounds.state import RoundState
@@ -66,6 +67,7 @@ def serve_home(root: Path, stop: threading.Event, *, listening: Callable[[str], 
         StorageError: the audit log or the state cannot be used; a later start resumes.
     """
     office = Office.open(root)
+    require_private_home(office.home)
     with AuditLog.open(
         office.home.audit, log_key=office.log_key, origin=office.origin, reviewers=office.reviewers, clock=time.time
     ) as audit:

@@ -15,16 +15,18 @@ from typing import Annotated, Any
 
 import typer
 
+from wardround_common.doctor import healthy
 from wardround_common.errors import ConfigError
 from wardround_common.files import write_durably
 from wardround_common.logging import configure_logging
-from wardround_common.output import Output, progress
+from wardround_common.output import Output, progress, show_findings
 from wardround_common.plain_words import explain, vanishing
 from wardround_common.privacy.accountant import plan_price
 from wardround_common.signing import fingerprint
 from wardround_common.study import Study
 from wardround_common.study_file import render_study_file
 from wardround_common.study_template import template_study
+from wardround_server.doctor import examine_server
 from wardround_server.office import Office, create_home
 from wardround_server.proposing import propose
 from wardround_server.release.check import check_release
@@ -200,6 +202,18 @@ def start(home: HomeOption = Path()) -> None:
     config = Office.open(home).config
     configure_logging(format=config.log.format, level=config.log.level)
     serve_home(home, _stop_on_signals())
+
+
+@server_app.command()
+def doctor(home: HomeOption = Path(), as_json: AsJson = False) -> None:
+    """Check everything that must be right before hospitals connect. The report names nothing: paste it into any ticket.
+
+    Example: wardround server doctor --home server
+    """
+    findings = examine_server(home)
+    show_findings(Output(as_json=as_json), findings)
+    if not healthy(findings):
+        raise typer.Exit(1)
 
 
 @server_app.command()

@@ -128,6 +128,7 @@ def create_home(root: Path, *, name: str, address: str, reviewers: Mapping[str, 
         )
     parsed = Address.parse(address)
     config = _config(name, address, reviewers)
+    root.mkdir(parents=True, mode=0o700, exist_ok=True)
     home.keys.mkdir(parents=True, mode=0o700)
     home.database.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     ServerKeys.create(home.keys, name=name, address=parsed, now=time.time(), days=config.certificate_days)
