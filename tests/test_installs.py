@@ -10,6 +10,7 @@ import pkgutil
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,25 +149,63 @@ def test_the_daemons_shells_import_no_torch(role: str) -> None:
     assert failed_imports(SHELL_FORBIDDEN, modules) == []
 
 
+@pytest.fixture
+def fresh(tmp_path: Path) -> Callable[[str], Path]:
+    """Install the distribution with some extras into a new virtual environment and return its `bin` folder."""
+
+    def install(extras: str) -> Path:
+        home = tmp_path / "venv"
+        venv.create(home, with_pip=True)
+        command = [home / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+        subprocess.run([*command, f"{ROOT}{extras}"], check=True, timeout=900, cwd=tmp_path)
+        return home / "bin"
+
+    return install
+
+
+def run(command: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, env=clean)  # type: ignore[arg-type]
+
+
+def packages(bin_: Path, cwd: Path) -> set[str]:
+    lines = run([bin_ / "python", "-m", "pip", "list"], cwd).stdout.splitlines()
+    return {line.split()[0].lower() for line in lines}
+
+
 @pytest.mark.slow
-def test_a_fresh_reviewers_install(tmp_path: Path) -> None:
+def test_a_fresh_reviewers_install(fresh: Callable[[str], Path], tmp_path: Path) -> None:
     """`pip install .` without extras, as a reviewer does it, has the audit command and none of the roles' packages."""
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT],
-        check=True,
-        timeout=280,
-        cwd=tmp_path,
-    )
-    listed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True, cwd=tmp_path)
-    installed = {line.split()[0].lower() for line in listed.stdout.splitlines()}
+    bin_ = fresh("")
+    installed = packages(bin_, tmp_path)
     assert "wardround" in installed
     assert installed.isdisjoint({"torch", "flwr", "grpcio", "opacus", "peft", "transformers"})
-    command = home / "bin" / "wardround"
-    audit = subprocess.run([command, "audit", "--help"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    audit = run([bin_ / "wardround", "audit", "--help"], tmp_path)
     assert audit.returncode == 0, audit.stderr
-    server = subprocess.run([command, "server", "status"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    server = run([bin_ / "wardround", "server", "status"], tmp_path)
     assert server.returncode == 2
     assert server.stderr.splitlines()[-1] == "next: pip install 'wardround[server]'"
+
+
+@pytest.mark.slow
+def test_a_fresh_operators_install(fresh: Callable[[str], Path], tmp_path: Path) -> None:
+    """`.[server]` alone makes a server's home; it has no torch, and says what a hospital's command would need."""
+    bin_ = fresh("[server]")
+    assert packages(bin_, tmp_path).isdisjoint({"torch", "opacus", "peft", "transformers"})
+    made = run([bin_ / "wardround", "server", "init", "--help"], tmp_path)
+    assert made.returncode == 0, made.stderr
+    client = run([bin_ / "wardround", "client", "start"], tmp_path)
+    assert client.returncode != 0
+    assert "Traceback" not in client.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_fresh_hospitals_install(fresh: Callable[[str], Path], tmp_path: Path) -> None:
+    """`.[client]` alone can load the training engine and start the daemon's command."""
+    bin_ = fresh("[client]")
+    assert {"torch", "opacus", "peft"} <= packages(bin_, tmp_path)
+    loaded = run([bin_ / "python", "-c", "import wardround_client.training.engine"], tmp_path)
+    assert loaded.returncode == 0, loaded.stderr
+    started = run([bin_ / "wardround", "client", "start", "--help"], tmp_path)
+    assert started.returncode == 0, started.stderr
