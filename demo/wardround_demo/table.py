@@ -2,8 +2,9 @@
 
 Rules.
 - Every number comes from `Results`; nothing is computed here except differences of shown rows.
-- Every row says live or recorded; a recorded one says command, date, seed and commit. A row whose
-  data or code has changed has no numbers and says how to get them.
+- Every row says live or recorded; for recorded ones a line below the table says command, date, seed
+  and commit, numbered where they differ. A row whose data or code has changed has no numbers and
+  says how to get them.
 - Where the classical baseline wins, one line says so.
 
     >>> console.print(render(results))
@@ -40,11 +41,12 @@ def _rows(results: Results) -> Table:
     for name in _measures(results):
         table.add_column(name, justify="right", min_width=9)
     table.add_column("", style="dim", overflow="fold")
+    origins = _origins(results)
     for row in results.rows:
         if results.quick and row.source == "not run":
             continue  # the other arms are for all texts; a quick run has nothing to compare with them
         style = "bold green" if row.arm == "federated" else ("dim" if row.source in ("stale", "not run") else "")
-        table.add_row(Text(row.title), *_numbers(row, results), Text(_source(row)), style=style)
+        table.add_row(Text(row.title), *_numbers(row, results), Text(_source(row, origins)), style=style)
     return table
 
 
@@ -62,9 +64,16 @@ def _generative(results: Results) -> bool:
     return any(row.response_nll is not None for row in results.rows)
 
 
-def _source(row: Row) -> str:
+def _origins(results: Results) -> list[str]:
+    """Return how the recorded rows were made, each way once, in the table's order."""
+    made = [_recorded_by(row.provenance) for row in results.rows if row.source == "recorded" and row.provenance]
+    return list(dict.fromkeys(made))
+
+
+def _source(row: Row, origins: list[str]) -> str:
     if row.source == "recorded" and row.provenance is not None:
-        return f"recorded {row.provenance.date[:10]}, seed {row.provenance.seed}, {row.provenance.commit}"
+        number = f" [{origins.index(_recorded_by(row.provenance)) + 1}]" if len(origins) > 1 else ""
+        return f"recorded{number}"
     if row.source == "stale":
         return STALE
     return row.source
@@ -72,10 +81,8 @@ def _source(row: Row) -> str:
 
 def _remarks(results: Results) -> list[str]:
     """Return honest one-liners: where the numbers are from, where TF-IDF wins, what a quick run is worth."""
-    lines = []
-    recorded = next((row.provenance for row in results.rows if row.source == "recorded" and row.provenance), None)
-    if recorded is not None:
-        lines.append(_recorded_by(recorded))
+    origins = _origins(results)
+    lines = [f"[{i}] {how}" for i, how in enumerate(origins, 1)] if len(origins) > 1 else origins
     if not results.quick and any(row.source == "not run" for row in results.rows):
         lines.append("not run: no recorded row fits this data; ./run demo --all-arms computes every row")
     svc, ours = results.row("tfidf-svc"), results.row("federated")
@@ -90,7 +97,10 @@ def _remarks(results: Results) -> list[str]:
 
 
 def _recorded_by(provenance: Provenance) -> str:
-    return f"recorded rows: {provenance.command} on {provenance.machine}"
+    return (
+        f"recorded {provenance.date[:10]}, seed {provenance.seed}, commit {provenance.commit}: "
+        f"{provenance.command} on {provenance.machine}"
+    )
 
 
 def _facts(results: Results) -> Table:

@@ -86,7 +86,7 @@ def test_the_table_shows_every_arm_with_its_source():
     for title in TITLES.values():
         assert title in text
     assert "68.4" in text
-    assert "recorded 2026-01-02, seed 0, abc" in text
+    assert "recorded 2026-01-02, seed 0, commit abc: " in " ".join(text.split())
 
 
 def test_epsilon_never_stands_alone():
