@@ -24,11 +24,12 @@ from wardround_client.doctor import examine_site
 from wardround_client.enrolment import enrol
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.screen import client_screen
 from wardround_client.site_files import write_site_files
 from wardround_client.status import read_status
 from wardround_common.doctor import healthy
 from wardround_common.logging import configure_logging
-from wardround_common.output import Output, progress, show_findings
+from wardround_common.output import Output, progress, show_findings, show_or_watch
 
 client_app = typer.Typer(
     name="client",
@@ -115,33 +116,13 @@ def status(
 
     Example: wardround client status --home client
     """
-    out = Output(as_json=as_json)
     paths, config = Home(home), load(home)
-    while True:
-        found = _status(paths)
-        out.say(f"{config.site}: {found.get('phase', 'not started')} {found.get('message', '')}".rstrip())
-        if found.get("study"):
-            at = f"round {found['round']} of {found['rounds']}, step {found['step']} of {found['steps']}"
-            out.say(f"study {found['study']}, {at}")
-        out.table(
-            ["study", "rounds spent", "ε spent", "δ", "per", "adjacency", "accountant"],
-            [
-                [
-                    s["study"],
-                    f"{s['rounds_spent']} of {s['rounds_reserved']}",
-                    f"{s['epsilon']:.3f}",
-                    f"{s['delta']:g}",
-                    f"{s['unit']} at this site",
-                    s["adjacency"],
-                    s["accountant"],
-                ]
-                for s in found["ledger"]
-            ],
-        )
-        out.result(found)
-        if not watch:
-            return
-        time.sleep(1)
+    show_or_watch(
+        as_json,
+        lambda: {"site": config.site, **_status(paths)},
+        lambda found: client_screen(found, now=time.time()),
+        watch=watch,
+    )
 
 
 def _status(home: Home) -> dict[str, Any]:

@@ -14,15 +14,20 @@ Not done here: errors (`cli.run`), log lines (`logging`).
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+WATCH_S = 1.0
+"""How often a watched screen is drawn again."""
 
 Advance = Callable[..., None]
 """advance(steps=1, note="") moves a progress display on."""
@@ -58,6 +63,42 @@ class Output:
         """Print the command's one JSON document; nothing without `--json`. Call it once, at the end."""
         if self.as_json:
             sys.stdout.write(json.dumps(document, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
+
+
+def ago(seconds: float) -> str:
+    """Return a duration as people say it: `40 s`, `12 min`, `3 h`, `5 days`."""
+    whole = max(0, int(seconds))
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def show_or_watch(
+    as_json: bool, look: Callable[[], Mapping[str, Any]], draw: Callable[[Any], RenderableType], *, watch: bool
+) -> None:
+    """Print what `look` returns, drawn or with --json as it is; with `watch` again every second until Ctrl-C.
+
+    Args:
+        as_json: print one JSON document each time.
+        look: returns the document; called each time.
+        draw: makes a screen of it.
+        watch: repeat; on a terminal the screen is redrawn in place.
+    """
+    console = _console(sys.stdout)
+    if as_json or not (watch and console.is_terminal):
+        while True:
+            found = look()
+            Output(as_json=as_json).result(found)
+            if not as_json:
+                console.print(draw(found), soft_wrap=False)
+            if not watch:
+                return
+            time.sleep(WATCH_S)
+    with Live(draw(look()), console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_S)
+            live.update(draw(look()), refresh=True)
 
 
 def show_findings(out: Output, findings: Sequence[Any]) -> None:

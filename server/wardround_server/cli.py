@@ -4,7 +4,6 @@ Rules. Commands are thin: they open the home, call one function, and print. Secr
 arguments or output; an invite is a file (0600). Errors are raised, the root app shows them.
 """
 
-import json
 import shutil
 import signal
 import threading
@@ -19,7 +18,7 @@ from wardround_common.doctor import healthy
 from wardround_common.errors import ConfigError
 from wardround_common.files import write_durably
 from wardround_common.logging import configure_logging
-from wardround_common.output import Output, progress, show_findings
+from wardround_common.output import Output, progress, show_findings, show_or_watch
 from wardround_common.plain_words import explain, vanishing
 from wardround_common.privacy.accountant import plan_price
 from wardround_common.signing import fingerprint
@@ -28,9 +27,10 @@ from wardround_common.study_file import render_study_file
 from wardround_common.study_template import template_study
 from wardround_server.doctor import examine_server
 from wardround_server.office import Office, create_home
+from wardround_server.overview import overview
 from wardround_server.proposing import propose
 from wardround_server.release.check import check_release
-from wardround_server.status import read_status
+from wardround_server.screen import server_screen
 
 server_app = typer.Typer(
     name="server",
@@ -222,18 +222,12 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat every second until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show members, studies and the running round.
+    """Show studies, rounds, who has answered and who is late, connections, and the ε of every plan.
 
-    Example: wardround server status --home server
+    Example: wardround server status --home server --watch
     """
-    out = Output(as_json=as_json)
-    while True:
-        found = _status(Office.open(home))
-        _show_status(out, found)
-        out.result(found)
-        if not watch:
-            return
-        time.sleep(1)
+    office = Office.open(home)
+    show_or_watch(as_json, lambda: overview(office), lambda found: server_screen(found, now=time.time()), watch=watch)
 
 
 @server_app.command()
@@ -298,44 +292,3 @@ def _privacy(study: Study) -> dict[str, Any]:
         "accountant": price.accountant,
         "noise_multiplier": study.privacy.noise_multiplier,
     }
-
-
-def _status(office: Office) -> dict[str, Any]:
-    now = read_status(office.home.status)
-    studies = [
-        {
-            "name": p.study.name,
-            "digest": p.study.sha256(),
-            "missing": list(p.missing),
-            "completed": office.home.completed(p.study.name).exists(),
-            "aborted": office.endings.reason(p.study.sha256()),
-            "withdrawn": sorted(office.endings.withdrawn(p.study.sha256())),
-        }
-        for p in office.shelf.all()
-    ]
-    members = {
-        site: {"fingerprint": fingerprint(member.identity), "expires": member.expires}
-        for site, member in office.registry.members().items()
-    }
-    running = json.loads(now.to_bytes()) if now else {}
-    return {**running, "studies": studies, "enrolled": members, "invited": office.registry.open_invites()}
-
-
-def _show_status(out: Output, found: dict[str, Any]) -> None:
-    out.say(f"{found.get('phase', 'not started')}: {found.get('message') or 'nothing to report'}")
-    if found.get("study"):
-        out.say(f"study {found['study']}, round {found['round']} of {found['rounds']}")
-    states = found.get("members", {})
-    rows = [[site, states.get(site, "offline"), m["fingerprint"]] for site, m in found["enrolled"].items()]
-    rows += [[site, "invited", "-"] for site in found["invited"] if site not in found["enrolled"]]
-    out.table(["site", "state", "identity"], rows)
-    out.table(
-        ["study", "state"],
-        [
-            [
-                s["name"],
-                "completed" if s["completed"] else f"waits for {', '.join(s['missing'])}" if s["missing"] else "signed",
-            ]
-            for s in found["studies"]
-        ],
-    )
