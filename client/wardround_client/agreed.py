@@ -1,28 +1,30 @@
-"""What this hospital has agreed to so far: the checkpoint it cosigned and the last result.
+"""What this hospital has agreed to in one study: the last result that it saw in the log.
 
 Rules.
 - Before it cosigns, the hospital checks that a round's outcome comes with its own signed header and
-  mechanism record, byte for byte, or says openly that its answer was dropped.
+  mechanism record, byte for byte, or says openly that its answer was dropped, and that nothing is said
+  about it that it did not do.
 - A round counts as witnessed here only when its outcome was among the disclosed entries; without it
   the gate admits no next round, so leaving entries out only stops the study.
 - The new state is durable before the cosignature leaves; it never goes back.
 - Only entries disclosed under the log's own proofs count (`audit.witness.consider`).
-Not done here: the log's signature, consistency and inclusion proofs.
+Not done here: the log's signature, consistency and inclusion proofs (`witnessing`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wardround_common.audit.events import (
     ClientDropped,
+    ClientEnrolled,
     Event,
     PrivacySpent,
     RoundAggregated,
     RoundFailed,
-    Unknown,
+    RoundStarted,
+    StudyApproved,
     UpdateReceived,
 )
-from wardround_common.audit.witness import WitnessState
 from wardround_common.documents import Document
 from wardround_common.errors import ProtocolError, StorageError, VerificationError
 from wardround_common.files import write_durably
@@ -33,15 +35,12 @@ class Agreed(Document):
     """One study's state at this site."""
 
     study: str
-    adapter: str  # digest of the global adapter that the next round must start from
+    adapter: str  # digest of the global adapter that the next round must start from; '' before the first result
     round: int = 0  # last round whose outcome was witnessed here
-    witness: WitnessState | None = None  # newest cosigned checkpoint
+    size: int = 0  # tree size under which it was
+    receipts: tuple[str, ...] = ()  # `<round>.<kind>` of own entries seen before their round's outcome
     begun: int = 0  # rounds of the study that had begun in the ledger then
-
-    @property
-    def size(self) -> int:
-        """Tree size of the newest cosigned checkpoint."""
-        return self.witness.size if self.witness else 0
+    cosigned: int = 0  # entries under the newest checkpoint of this log that this site cosigned, for whatever study
 
 
 class OwnAnswer(Document):
@@ -52,48 +51,77 @@ class OwnAnswer(Document):
     sealed: BlobRef
 
 
-def agree(agreed: Agreed, site: str, events: Sequence[Event | Unknown], own: OwnAnswer | None, round_: int) -> Agreed:
-    """Return the state after `round_`, having checked `events` against what this site knows.
+OwnAnswers = Callable[[int], OwnAnswer | None]
+"""round -> what this site sent, None if nothing."""
+
+
+def agree(agreed: Agreed, site: str, events: Sequence[Event], own: OwnAnswers, size: int) -> Agreed:
+    """Return the state after the disclosed `events` of a tree of `size`, having checked them.
 
     Raises:
         VerificationError: an entry says something else than this site signed, or its receipt is missing.
     """
     mine = [event for event in events if getattr(event, "study", None) == agreed.study]
-    outcomes = {e.round: e for e in mine if isinstance(e, RoundAggregated | RoundFailed)}
-    if own is not None and own.round > agreed.round and own.round in outcomes:
-        _require_receipt(mine, site, own)  # older receipts stand under an earlier cosignature
-    adapter, last = agreed.adapter, agreed.round
-    while last < round_ and last + 1 in outcomes:
-        last += 1
-        outcome = outcomes[last]
-        adapter = outcome.adapter if isinstance(outcome, RoundAggregated) else adapter
-    return agreed.model_copy(update={"adapter": adapter, "round": last})
+    adapter, last, receipts = agreed.adapter, agreed.round, set(agreed.receipts)
+    for event in mine:
+        if isinstance(event, RoundStarted) and event.round == last + 1 and adapter not in ("", event.adapter):
+            raise _mismatch(f"the log starts round {event.round} from another adapter than round {last} ended with")
+        if isinstance(event, UpdateReceived | PrivacySpent | ClientDropped) and event.site == site:
+            _require_own(event, own(event.round))
+            receipts.add(f"{event.round}.{event.kind}")
+        if isinstance(event, RoundAggregated) and event.round == last and adapter not in ("", event.adapter):
+            raise _mismatch(f"the log gives round {last} a second, different result")
+        if isinstance(event, RoundAggregated | RoundFailed) and event.round == last + 1:
+            if own(event.round) is not None:
+                _require_receipt(event.round, receipts)
+            last = event.round
+            adapter = event.adapter if isinstance(event, RoundAggregated) else adapter
+            receipts = {receipt for receipt in receipts if int(receipt.partition(".")[0]) > last}
+    size = size if last > agreed.round else agreed.size
+    state = {"adapter": adapter, "round": last, "size": size, "receipts": tuple(sorted(receipts))}
+    return agreed.model_copy(update=state)
 
 
-def _require_receipt(events: Sequence[Event | Unknown], site: str, own: OwnAnswer) -> None:
-    here = [
-        event for event in events if getattr(event, "round", None) == own.round and getattr(event, "site", None) == site
-    ]
-    if any(isinstance(event, ClientDropped) for event in here):
-        return  # the server says openly that it did not use the answer
-    received = [event for event in here if isinstance(event, UpdateReceived)]
-    spent = [event for event in here if isinstance(event, PrivacySpent)]
-    if not received or not spent:
-        raise _mismatch(f"the log does not show this site's answer to round {own.round}")
-    if any(event.header != own.answer.header for event in received):
-        raise _mismatch(f"the log shows another update than this site sent in round {own.round}")
-    if any(event.record != own.answer.record for event in spent):
-        raise _mismatch(f"the log shows another mechanism record than this site signed in round {own.round}")
+def require_own_facts(events: Sequence[Event], site: str, identity: str, approved: Sequence[str]) -> None:
+    """Return if what the log says about this site beside its rounds is true.
+
+    Args:
+        events: the disclosed events.
+        site: this hospital's name.
+        identity: its `ed25519:` key.
+        approved: digests of the studies that were approved here.
+
+    Raises:
+        VerificationError: an entry enrols another key under this name, or approves a study that was not.
+    """
+    for event in events:
+        if isinstance(event, ClientEnrolled) and event.site == site and event.identity != identity:
+            raise _mismatch("the log enrols another identity under this site's name")
+        if isinstance(event, StudyApproved) and event.site == site and event.study not in approved:
+            raise _mismatch("the log shows an approval of a study that was not approved here")
 
 
-def load_agreed(path: Path, study: str, initial_adapter: str) -> Agreed:
+def _require_own(event: UpdateReceived | PrivacySpent | ClientDropped, own: OwnAnswer | None) -> None:
+    if isinstance(event, UpdateReceived) and (own is None or event.header != own.answer.header):
+        raise _mismatch(f"the log shows another update than this site sent in round {event.round}")
+    if isinstance(event, PrivacySpent) and (own is None or event.record != own.answer.record):
+        raise _mismatch(f"the log shows another mechanism record than this site signed in round {event.round}")
+
+
+def _require_receipt(round_: int, receipts: set[str]) -> None:
+    dropped = f"{round_}.client.dropped" in receipts  # the server says openly that it did not use the answer
+    if not dropped and not {f"{round_}.update.received", f"{round_}.dp.spent"} <= receipts:
+        raise _mismatch(f"the log does not show this site's answer to round {round_}")
+
+
+def load_agreed(path: Path, study: str) -> Agreed:
     """Return the stored state, or the first one.
 
     Raises:
         StorageError: the file belongs to another study or is damaged.
     """
     if not path.exists():
-        return Agreed(study=study, adapter=initial_adapter)
+        return Agreed(study=study, adapter="")
     try:
         agreed = Agreed.from_bytes(path.read_bytes())
     except ProtocolError:

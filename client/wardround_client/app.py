@@ -23,6 +23,7 @@ from wardround_common.rounds import (
     BlobRef,
     CheckpointOffer,
     Cosignature,
+    FreshWanted,
     Refusal,
     Refused,
     RoundAnswer,
@@ -37,8 +38,8 @@ log = get_logger("client.app")
 class Studies(Protocol):
     """What the app needs of the site (`studies.SiteStudies`)."""
 
-    def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef]:
-        """Return this site's one answer to `plan`."""
+    def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef] | FreshWanted:
+        """Return this site's one answer to `plan`, or what it needs first."""
 
     def cosign(self, offer: CheckpointOffer) -> Cosignature | StaleOffer:
         """Return the cosignature, after checking every entry that concerns this site."""
@@ -54,8 +55,8 @@ def client_app(studies: Studies) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def answer(document: bytes) -> tuple[Document, tuple[BlobRef, ...]]:
-            answered, blob = studies.train(RoundPlan.from_bytes(document))
-            return answered, (blob,)
+            answered = studies.train(RoundPlan.from_bytes(document))
+            return (answered, ()) if isinstance(answered, FreshWanted) else (answered[0], (answered[1],))
 
         return _reply(message, answer)
 

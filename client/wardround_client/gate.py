@@ -126,7 +126,8 @@ class Gate:
     def _require_witnessed(self, study: Study, plan: RoundPlan, agreed: Agreed) -> None:
         members = {member.name: member.identity for member in study.cohort.members}
         seen = verify_quorum(plan.witnessed, study.server.log, members, study.cohort.witness_quorum)
-        require_remembered(plan.witnessed, size=seen.size, remembered=agreed.size, study=study, site=self.site)
+        remembered = max(agreed.cosigned, agreed.size)
+        require_remembered(plan.witnessed, size=seen.size, remembered=remembered, study=study, site=self.site)
         if agreed.round < plan.round - 1 or seen.size < agreed.size:
             raise VerificationError(
                 "plan-not-witnessed",

@@ -1,5 +1,6 @@
 """Where a hospital's files lie (docs/configuration.md lists them all). Paths only; nothing is opened."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,14 @@ class Home:
         """The study's envelope with this site's (later: all) signatures."""
         return self.root / "studies" / f"{study[7:]}.json"
 
+    def witness(self, log: str) -> Path:
+        """What this site has cosigned of the audit log with this verifier key."""
+        return self.root / "state" / f"witness-{_short(log)}.json"
+
+    def evidence(self, log: str) -> Path:
+        """What shows that this audit log is wrong; a person may move it away."""
+        return self.root / "evidence" / _short(log)
+
     def agreed(self, study: str) -> Path:
         """What this site has witnessed of the study."""
         return self.root / "state" / f"agreed-{study[7:]}.json"
@@ -109,3 +118,7 @@ class Home:
     def approved_studies(self) -> tuple[str, ...]:
         """Return the digests of all studies that were approved here."""
         return tuple("sha256:" + path.stem for path in sorted((self.root / "approvals").glob("*.json")))
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -82,8 +82,8 @@ def require_newest_ledger(begun: int, remembered: int) -> None:
         raise StorageError(
             "ledger-restored",
             f"the ledger holds {begun} rounds of this study, but {remembered} had begun when this site last cosigned",
-            next_step="put the newer ledger back; if it is lost, remove state/agreed-*.json: the site then reads the "
-            "whole trail again and enters what was spent",
+            next_step="put the newer ledger back; if it is lost, remove state/agreed-*.json and "
+            "state/witness-*.json: the site then reads the trail again and enters what was spent",
         )
 
 

@@ -8,9 +8,9 @@ Rules.
   stores the new state durably, and only then answers.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, store_agreed
+from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, require_own_facts, store_agreed
 from wardround_client.config import ClientConfig
 from wardround_client.data.text import TextData
 from wardround_client.ending import SiteEnding, require_not_ended
@@ -32,16 +32,24 @@ from wardround_client.site_data import load_site_texts
 from wardround_client.spent import SpentShown
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
+from wardround_client.witnessing import Accepted, LogWitness
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
 from wardround_common.audit.events import Event, ModelReleased
-from wardround_common.audit.witness import consider
 from wardround_common.documents import sha256_digest
 from wardround_common.ending import Ended, open_abort
 from wardround_common.errors import VerificationError
 from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, require_digest, weight_shapes
-from wardround_common.rounds import BlobRef, CheckpointOffer, Cosignature, RoundAnswer, RoundPlan, StaleOffer
-from wardround_common.signing import Envelope
+from wardround_common.rounds import (
+    BlobRef,
+    CheckpointOffer,
+    Cosignature,
+    FreshWanted,
+    RoundAnswer,
+    RoundPlan,
+    StaleOffer,
+)
+from wardround_common.signing import Envelope, public_key_text
 from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
 
@@ -122,19 +130,28 @@ class SiteStudies:
     get_study: Callable[[str], bytes] = field(repr=False)
     training: Training = field(default=Training(), repr=False)
     _open: "dict[str, OpenStudy]" = field(default_factory=dict, repr=False)
+    _witnesses: dict[str, LogWitness] = field(default_factory=dict, repr=False)
     _spent: SpentShown = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._spent = SpentShown(self.ledger.spent, lambda epsilon: self.board.show(epsilon_spent=epsilon))
 
-    def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef]:
+    def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef] | FreshWanted:
         """Return this site's one answer to `plan`; its sealed update lies in the blob store.
+
+        After a start, the first answer is what must happen before: a fresh checkpoint.
 
         Raises:
             WardroundError: not admitted, or failed locally.
         """
         study = self.open(plan.study)
-        answer, blob = study.rounds.answer(plan, study.agreed, self.blobs.read, study.train)
+        witness = self.witness(study.study)
+        witness.require_trusted()
+        witness.take_quorum(study.study, plan.witnessed)
+        if (nonce := witness.nonce(plan.study)) is not None:
+            return FreshWanted(nonce=nonce)
+        agreed = study.agreed.model_copy(update={"cosigned": witness.size})
+        answer, blob = study.rounds.answer(plan, agreed, self.blobs.read, study.train)
         self.blobs.remove(plan.adapter)  # fetched for this plan only
         self._show("sending", study.study, plan.round)
         return answer, blob
@@ -146,30 +163,23 @@ class SiteStudies:
             WardroundError: a proof or an entry does not hold; nothing is signed.
         """
         study = self.open(offer.study)
-        agreed = study.agreed
         self._show("witnessing", study.study, offer.round)
+        witness = self.witness(study.study)
+        accepted = witness.consider(offer)
+        if isinstance(accepted, StaleOffer):
+            return accepted
         try:
-            line, witness, events = consider(
-                agreed.witness, offer, log=study.study.server.log, key=self.key, name=self.config.site, clock=time.time
-            )
+            changed = self._compare(accepted)
         except VerificationError as error:
-            if error.code == "log-offer-stale":  # an answer of ours was lost: the server offers again from here
-                return StaleOffer(size=agreed.size)
+            witness.convict(error, offer)
             raise
-        self._enter_forgotten(study.study, events)
-        own = self._own_answer(offer)
-        begun = self.ledger.begun(offer.study)
-        study.agreed = agree(agreed, self.config.site, events, own, offer.round).model_copy(
-            update={"witness": witness, "begun": begun}
-        )
-        store_agreed(self.home.agreed(offer.study), study.agreed)
-        if own is not None and study.agreed.round >= offer.round:
-            self.blobs.remove(own.sealed)  # witnessed: nobody may ask for it again
-        released = any(isinstance(e, ModelReleased) and e.study == offer.study for e in events)
-        if released:
-            self._end(offer.study)
-        self._show("done" if released else "waiting", study.study, offer.round)
-        return Cosignature(line=line)
+        for digest, agreed in changed.items():
+            store_agreed(self.home.agreed(digest), agreed)
+        witness.store(accepted)
+        witness.take_quorum(study.study, offer.cosigned)
+        self._move_on(changed, accepted)
+        self._show("done" if study.released else "waiting", study.study, offer.round)
+        return Cosignature(line=accepted.line)
 
     def abort(self, envelope: Envelope) -> Ended:
         """End a study that the pinned operator aborted, for good; one that is not this site's changes nothing here.
@@ -190,7 +200,46 @@ class SiteStudies:
         """Ends studies at this site."""
         return SiteEnding(home=self.home, site=self.config.site, ledger=self.ledger, vault=self.vault, blobs=self.blobs)
 
-    def _enter_forgotten(self, study: Study, events: Sequence[Event]) -> None:
+    def witness(self, study: Study) -> LogWitness:
+        """Return this site's witness of the study's log."""
+        key = study.server.log
+        if key not in self._witnesses:
+            self._witnesses[key] = LogWitness(self.home, log=key, site=self.config.site, key=self.key)
+        return self._witnesses[key]
+
+    def _compare(self, accepted: Accepted) -> dict[str, Agreed]:
+        """Return the new state of every study that the disclosed entries speak of; studies may share a log."""
+        approved = self.home.approved_studies()
+        identity = public_key_text(self.key.public_key())
+        require_own_facts(accepted.events, self.config.site, identity, approved)
+        changed = {}
+        for digest in sorted({getattr(event, "study", "") for event in accepted.events} & set(approved)):
+            self._enter_forgotten(digest, accepted.events)
+            before = load_agreed(self.home.agreed(digest), digest)
+            own = partial(self._own_answer, digest)
+            after = agree(before, self.config.site, accepted.events, own, accepted.state.size)
+            changed[digest] = after.model_copy(update={"begun": self.ledger.begun(digest)})
+        return changed
+
+    def _move_on(self, changed: Mapping[str, Agreed], accepted: Accepted) -> None:
+        """Let go of what the cosigned entries settle."""
+        for digest, agreed in changed.items():
+            if digest in self._open:
+                self._open[digest].take(agreed)
+            own = self._own_answer(digest, agreed.round) if agreed.round else None
+            if own is not None:
+                self.blobs.remove(own.sealed)  # witnessed: nobody may ask for it again
+        for event in accepted.events:
+            if isinstance(event, ModelReleased) and event.study in changed:
+                self._end(event.study)
+                if event.study in self._open:
+                    self._open[event.study].released = True
+
+    def _enter_forgotten(self, digest: str, events: Sequence[Event]) -> None:
+        """An old copy of this site may have been restored: what it signed and does not remember is spent."""
+        if not any(getattr(event, "site", "") == self.config.site for event in events):
+            return
+        study = Study.from_bytes(Envelope.from_bytes(self.home.study(digest).read_bytes()).payload_bytes())
         found = enter_forgotten(events, study=study, site=self.config.site, ledger=self.ledger)
         if found:
             log.warning(
@@ -245,7 +294,7 @@ class SiteStudies:
         data = load_site_texts(self.home, self.config, study, strict=False)
         trainer = self.training.make_trainer(study, data, folder, self.config)
         first = _trained(initial_tensors(layout, study.adapter.seed), layout)
-        agreed = load_agreed(self.home.agreed(study.sha256()), study.sha256(), sha256_digest(encode_tensors(first)))
+        agreed = load_agreed(self.home.agreed(study.sha256()), study.sha256())
         require_newest_ledger(self.ledger.begun(study.sha256()), agreed.begun)
         rounds = Rounds(
             site=self.config.site,
@@ -264,22 +313,23 @@ class SiteStudies:
             study=study,
             rounds=rounds,
             trainer=trainer,
-            agreed=agreed,
+            initial=sha256_digest(encode_tensors(first)),
             board=self.board,
             require_going=lambda: require_not_ended(self.home, study.sha256()),
+            _agreed=agreed,
         )
 
     def _phase(self, phase: str, study: Study, round_: int) -> None:
         require_not_ended(self.home, study.sha256())
         self._show(phase, study, round_)
 
-    def _own_answer(self, offer: CheckpointOffer) -> OwnAnswer | None:
-        stored = self.ledger.answer(offer.study, offer.round)
+    def _own_answer(self, study: str, round_: int) -> OwnAnswer | None:
+        stored = self.ledger.answer(study, round_)
         if stored is None:
             return None
         header, record = Envelope.from_bytes(stored.header), Envelope.from_bytes(stored.record)
         answer = RoundAnswer(header=header, record=record)
-        return OwnAnswer(round=offer.round, answer=answer, sealed=stored.sealed)
+        return OwnAnswer(round=round_, answer=answer, sealed=stored.sealed)
 
     def _show(self, phase: str, study: Study, round_: int, message: str = "") -> None:
         self.board.show(
@@ -304,9 +354,20 @@ class OpenStudy:
     study: Study
     rounds: Rounds
     trainer: RoundTrainer = field(repr=False)
-    agreed: Agreed
+    initial: str  # digest of the adapter that the study starts from
     board: StatusBoard = field(repr=False)
     require_going: Callable[[], None] = field(repr=False)  # raises once the study was aborted or left
+    released: bool = False
+    _agreed: Agreed
+
+    @property
+    def agreed(self) -> Agreed:
+        """What this site has witnessed, with the adapter that the next round starts from."""
+        return self._agreed.model_copy(update={"adapter": self._agreed.adapter or self.initial})
+
+    def take(self, agreed: Agreed) -> None:
+        """Go on from what was stored."""
+        self._agreed = agreed
 
     def train(self, tensors: Tensors, round_: int, seed: bytes, optimiser_state: bytes | None) -> Trained:
         """Train one round; every coin and all noise derive from `seed`."""

@@ -10,7 +10,7 @@ Byte format: docs/spec/round.md.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from wardround_common.documents import Digest, Document, Name, parse_json
 from wardround_common.signing import Envelope
@@ -23,6 +23,10 @@ MAX_NOTE_BYTES = 65_536
 
 Refusal = Literal["refused", "failed-locally", "busy"]
 """All that a hospital says when it does not answer; the reasons stay in its local log."""
+
+
+Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""32 random bytes in hex."""
 
 
 class BlobRef(Document):
@@ -90,6 +94,17 @@ class CheckpointOffer(Document):
     old_size: Annotated[int, Field(ge=0)]  # the proof starts at this tree size
     consistency: tuple[bytes, ...]
     disclosed: tuple[Disclosed, ...]
+    cosigned: Annotated[str, Field(max_length=MAX_NOTE_BYTES)] = ""  # newest checkpoint with a quorum's cosignatures
+
+
+class FreshWanted(Document):
+    """A hospital that has just started asks for a checkpoint over its nonce, cosigned by the quorum, before it trains.
+
+    An old copy of the log, with genuine cosignatures, cannot contain the nonce.
+    """
+
+    format: Literal["wardround/fresh-wanted/1"] = "wardround/fresh-wanted/1"
+    nonce: Nonce
 
 
 class Cosignature(Document):
@@ -100,10 +115,14 @@ class Cosignature(Document):
 
 
 class StaleOffer(Document):
-    """The hospital has cosigned another tree size than the offer starts from; the server offers again from it."""
+    """The hospital has cosigned another tree size than the offer starts from; the server offers again from it.
+
+    `note` is the log's own signature over that size: a server that holds less was rolled back, and can see it.
+    """
 
     format: Literal["wardround/stale-offer/1"] = "wardround/stale-offer/1"
     size: Annotated[int, Field(ge=0)]
+    note: Annotated[str, Field(max_length=MAX_NOTE_BYTES)] = ""  # signed by the log; empty for size 0
 
 
 def document_format(data: bytes) -> str:

@@ -50,3 +50,12 @@ def behind(site: str, seen: int, size: int) -> StorageError:
         f"{site} has cosigned {seen} audit entries; this log holds {size}",
         next_step="an old copy of the audit folder was restored: stop, and bring back the newest one",
     )
+
+
+def forked_by_restore(site: str, size: int) -> StorageError:
+    """Return the error for a log that went on from an old copy."""
+    return StorageError(
+        "audit-log-forked",
+        f"{site} has cosigned other entries than the first {size} of this log",
+        next_step="an old copy of the audit folder was restored and went on: stop, and bring back the newest one",
+    )

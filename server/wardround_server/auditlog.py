@@ -24,14 +24,15 @@ from typing import IO, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround_common.audit.framing import Segment, SegmentOpen, SegmentRewrap, SegmentShred, ShredReason, frame_record
-from wardround_common.audit.note import add_lines, line_name
+from wardround_common.audit.note import Checkpoint, add_lines, line_name, open_checkpoint
 from wardround_common.audit.reader import read_segments
 from wardround_common.audit.segment import wrap_name
+from wardround_common.audit.tiles import EMPTY_ROOT, tree_root
 from wardround_common.documents import Digest, sha256_digest
 from wardround_common.errors import ConfigError
 from wardround_common.rounds import CheckpointOffer
 from wardround_common.study import Reviewer
-from wardround_server.auditerrors import behind
+from wardround_server.auditerrors import behind, forked_by_restore
 from wardround_server.auditfiles import Files, OsFiles, lock_folder, publish
 from wardround_server.auditoffers import make_offer
 from wardround_server.auditpending import PendingVault
@@ -217,16 +218,26 @@ class AuditLog:
         """Return the tree size that `site` is known to have cosigned, 0 for none."""
         return self._writer.pending.witnessed.get(site, 0)
 
-    def note_seen(self, site: str, size: int) -> None:
-        """Remember that `site` showed a checkpoint of this log over `size` entries.
+    def note_seen(self, site: str, size: int, note: str) -> None:
+        """Remember the checkpoint that `site` remembers.
+
+        Args:
+            site: the hospital.
+            size: its tree size, 0 for none.
+            note: this log's own note over it; not looked at for size 0.
 
         Raises:
-            StorageError: audit-log-behind when this log holds fewer; every later start is refused as well.
+            VerificationError: the note is not this log's.
+            StorageError: this log holds other entries, or fewer; then every later start is refused as well.
         """
+        head = open_checkpoint(note, self._tree.key) if size else Checkpoint(origin="", size=0, root=EMPTY_ROOT)
         with self._writer.changing():
-            self._writer.change_pending(lambda pending: pending.seen_by(site, size))
-        if size > self.size:
-            raise behind(site, size, self.size)
+            self._writer.change_pending(lambda pending: pending.seen_by(site, head.size))
+        if head.size > self.size:
+            raise behind(site, head.size, self.size)
+        with self._writer.reading() as tree:
+            if tree_root(head.size, tree.size, tree.reader.tile) != head.root:
+                raise forked_by_restore(site, head.size)
 
     def forget(self, site: str) -> None:
         """Drop the keys kept for a site that was revoked."""

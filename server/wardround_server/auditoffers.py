@@ -47,6 +47,7 @@ def make_offer(
             )
             for key, entry in chosen
         ),
+        cosigned=tree.cosigned,
     )
 
 

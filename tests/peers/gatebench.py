@@ -6,7 +6,6 @@ from peers.studies import REVIEWER, SITES, Cast, make_study
 from wardround_client.agreed import Agreed
 from wardround_client.gate import Gate
 from wardround_common.audit.note import Checkpoint, add_lines, log_key_of, sign_checkpoint, sign_cosignature
-from wardround_common.audit.witness import WitnessState
 from wardround_common.documents import sha256_digest
 from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Pins, Policy
 from wardround_common.rounds import BlobRef, RoundPlan
@@ -58,8 +57,7 @@ class Bench:
         return sign_document(Approval(**fields).to_bytes(), POLICY_APPROVAL_TYPE, self.person)
 
     def agreed(self, round_: int = 0, size: int = 0, adapter: BlobRef = ADAPTER) -> Agreed:
-        witness = WitnessState(log=self.log, size=size, root=bytes(32), note="") if size else None
-        return Agreed(study=self.study.sha256(), adapter=adapter.digest, round=round_, witness=witness)
+        return Agreed(study=self.study.sha256(), adapter=adapter.digest, round=round_, size=size)
 
     def note(self, size: int, witnesses: tuple[str, ...] = SITES) -> str:
         head = Checkpoint(origin=ORIGIN, size=size, root=bytes(32))

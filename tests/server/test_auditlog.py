@@ -255,6 +255,20 @@ def test_cosignatures_become_the_cosigned_checkpoint_with_the_quorum(scene):
     assert (report.cosigned_size, report.size, report.witnessed.status) == (size, size + 1, "yes")
 
 
+def test_what_a_site_remembers_is_compared_with_this_log(scene):
+    with scene.open() as log:
+        log.append([started()])
+        note, size = log.checkpoint, log.size
+        log.append([started()])
+        log.note_seen("northside", size, note)
+        assert log.witnessed("northside") == size
+        log.note_seen("northside", 0, "")
+        assert log.witnessed("northside") == 0
+        with pytest.raises(VerificationError):
+            log.note_seen("northside", 99, note.replace(f"\n{size}\n", "\n99\n"))
+        assert log.witnessed("northside") == 0
+
+
 def test_an_older_quorum_does_not_replace_a_newer_one(scene):
     with scene.open() as log:
         log.append([started()])

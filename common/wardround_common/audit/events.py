@@ -19,11 +19,13 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from wardround_common.documents import Digest, Document, Name, first_problem, parse_json
 from wardround_common.errors import ProtocolError
+from wardround_common.rounds import Nonce
 from wardround_common.signing import Envelope, PublicKey, Signature
 from wardround_common.study import AgeRecipient
 
 Round = Annotated[int, Field(ge=1)]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+-]{1,40}$")]
+Seconds = Annotated[int, Field(gt=-(2**40), lt=2**40)]
 Reason = Literal[
     "malformed",
     "bad-signature",
@@ -63,6 +65,60 @@ class ReviewerAdded(_Event):
     kind: Literal["reviewer.added"] = "reviewer.added"
     name: Name
     recipient: AgeRecipient
+
+
+class ReviewerRemoved(_Event):
+    """From the next segment on, the reviewer called `name` cannot read entries any more."""
+
+    kind: Literal["reviewer.removed"] = "reviewer.removed"
+    name: Name
+
+
+class SegmentAcknowledged(_Event):
+    """A reviewer showed that it can read a segment; the envelope carries its signed `Acknowledgement`."""
+
+    kind: Literal["segment.acknowledged"] = "segment.acknowledged"
+    segment: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+    reviewer: Name
+    envelope: Envelope
+
+
+class ConfigChanged(_Event):
+    """The server started with another configuration than the last time."""
+
+    kind: Literal["config.changed"] = "config.changed"
+    before: Digest
+    after: Digest
+
+
+class ClockJumped(_Event):
+    """The server's clock was set while it ran; `seconds` is how far, negative for backwards."""
+
+    kind: Literal["clock.jump"] = "clock.jump"
+    seconds: Seconds
+
+
+class ClockSkewed(_Event):
+    """A cosignature's time differs from the server's clock; `seconds` is the site's minus the server's."""
+
+    kind: Literal["clock.skew"] = "clock.skew"
+    site: Name
+    seconds: Seconds
+
+
+class LogExported(_Event):
+    """The operator had the server's command line hand out a copy of the log, up to `size` entries."""
+
+    kind: Literal["log.exported"] = "log.exported"
+    size: Annotated[int, Field(ge=0)]
+
+
+class LogTimestamped(_Event):
+    """A time-stamping authority (RFC 3161) confirmed the checkpoint over `size` entries; `token` is its reply."""
+
+    kind: Literal["log.timestamped"] = "log.timestamped"
+    size: Annotated[int, Field(ge=1)]
+    token: Digest
 
 
 class ClientInvited(_Event):
@@ -112,6 +168,15 @@ class StudyApproved(_Event):
     study: Digest
     site: Name
     signature: Signature  # over the study of `study.created`
+
+
+class StudyRejected(_Event):
+    """A member said, signed, that it will not take part in the study of `study.created`."""
+
+    kind: Literal["study.rejected"] = "study.rejected"
+    study: Digest
+    site: Name
+    envelope: Envelope
 
 
 class RoundStarted(_Event):
@@ -194,6 +259,15 @@ class WitnessRefused(_Event):
     site: Name
 
 
+class WitnessNonce(_Event):
+    """A member that has just started wants a checkpoint, cosigned by the quorum, that covers this entry."""
+
+    kind: Literal["witness.nonce"] = "witness.nonce"
+    study: Digest
+    site: Name
+    nonce: Nonce
+
+
 class ModelReleased(_Event):
     """The adapter of the round that the study had fixed was released."""
 
@@ -225,6 +299,13 @@ Event = (
     ServerStarted
     | ServerStopped
     | ReviewerAdded
+    | ReviewerRemoved
+    | SegmentAcknowledged
+    | ConfigChanged
+    | ClockJumped
+    | ClockSkewed
+    | LogExported
+    | LogTimestamped
     | ClientInvited
     | ClientEnrolled
     | ClientRevoked
@@ -233,6 +314,7 @@ Event = (
     | StudyApproved
     | StudyAborted
     | ClientWithdrawn
+    | StudyRejected
     | RoundStarted
     | UpdateReceived
     | PrivacySpent
@@ -241,6 +323,7 @@ Event = (
     | RoundFailed
     | WitnessQuorum
     | WitnessRefused
+    | WitnessNonce
     | ModelReleased
 )
 """Every known event."""

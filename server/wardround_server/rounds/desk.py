@@ -4,6 +4,7 @@ Nothing here knows gRPC, files' places or the clock's source; tests pass in-memo
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -25,8 +26,18 @@ class Audit(Protocol):
     def append(self, events: Sequence[Entry]) -> range:
         """Append durably; raises StorageError if nothing was written."""
 
-    def offer(self, study: str, round_: int, site: str, old_size: int) -> CheckpointOffer:
-        """Return what `site` needs to cosign the newest checkpoint."""
+    @property
+    def size(self) -> int:
+        """Number of durable entries."""
+
+    def offer(self, study: str, round_: int, site: str, old_size: int, *, size: int | None = None) -> CheckpointOffer:
+        """Return what `site` needs to cosign the tree of `size`, or an earlier one if it is far behind."""
+
+    def witnessed(self, site: str) -> int:
+        """Return the tree size that `site` last cosigned, 0 for none."""
+
+    def note_seen(self, site: str, size: int, note: str) -> None:
+        """Remember what `site` remembers; raises StorageError if this log holds less, or other entries."""
 
     @property
     def cosigned(self) -> str:
@@ -73,6 +84,7 @@ class Desk:
         report: takes every change of status.
         stop: set when the server shuts down or the study is aborted.
         clock: seconds, monotonic.
+        wall_clock: seconds since 1970, to compare with the sites'.
     """
 
     study: Study
@@ -85,6 +97,7 @@ class Desk:
     stop: threading.Event
     clock: Callable[[], float]
     withdrawn: Callable[[], frozenset[str]] = frozenset  # sites that have left the study
+    wall_clock: Callable[[], float] = time.time
     poll_s: float = 0.02  # how often replies are looked for; our Grid answers from memory
 
     @property

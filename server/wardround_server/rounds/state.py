@@ -23,10 +23,6 @@ _ROUNDS = """CREATE TABLE IF NOT EXISTS rounds (
     study TEXT NOT NULL, round INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (study, round)
 ) STRICT"""
 
-_WITNESSES = """CREATE TABLE IF NOT EXISTS witnesses (
-    study TEXT NOT NULL, site TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (study, site)
-) STRICT"""
-
 
 class RoundRecord(Document):
     """Everything stored about one round."""
@@ -57,7 +53,6 @@ class RoundState:
         self._database = database
         with database.transaction() as db:
             db.execute(_ROUNDS)
-            db.execute(_WITNESSES)
 
     def rounds(self, study: str) -> tuple[RoundRecord, ...]:
         """Return all rounds of `study` in order."""
@@ -72,16 +67,3 @@ class RoundState:
                 (record.plan.study, record.plan.round, record.to_bytes()),
             )
         return record
-
-    def witnessed(self, study: str, site: str) -> int:
-        """Return the tree size that `site` last cosigned in `study`, 0 if none."""
-        rows = self._database.rows("SELECT size FROM witnesses WHERE study = ? AND site = ?", study, site)
-        return int(rows[0]["size"]) if rows else 0
-
-    def set_witnessed(self, study: str, site: str, size: int) -> None:
-        """Remember that `site` cosigned tree size `size`."""
-        with self._database.transaction() as db:
-            db.execute(
-                "INSERT INTO witnesses VALUES (?, ?, ?) ON CONFLICT (study, site) DO UPDATE SET size = excluded.size",
-                (study, site, size),
-            )

@@ -40,9 +40,8 @@ from wardround_common.rounds import BlobRef, RoundPlan
 from wardround_server.rounds.aggregate import MeanUpdate, apply_update, update_bound
 from wardround_server.rounds.answers import AcceptedAnswer, AnswerChecker, AnswerRefused, AnswerRejected
 from wardround_server.rounds.desk import Desk, Entry, SitePhase, StudyStatus
-from wardround_server.rounds.replies import replies, send
 from wardround_server.rounds.state import RoundRecord, RoundState
-from wardround_server.rounds.witnessing import collect_cosignatures, note_size
+from wardround_server.rounds.witnessing import exchange, note_size, require_quorum
 from wardround_server.transport.flower import unpack
 
 
@@ -84,6 +83,7 @@ class WardStrategy(Strategy):
             TrainingError: the study cannot be completed.
             VerificationError: members refused to cosign the audit log.
         """
+        self._greet(grid)
         initial = self._desk.blobs.put(encode_tensors({k: a.numpy() for k, a in initial_arrays.items()}))
         while (record := self._next(initial)) is not None:
             self._advance(grid, record)
@@ -117,6 +117,13 @@ class WardStrategy(Strategy):
     def summary(self) -> None:
         """Say nothing: the operator's screen is `wardround server status`."""
 
+    def _greet(self, grid: Grid) -> None:
+        """Have the log cosigned before anything is asked: who has seen more of it than this server stops it here."""
+        done = self._state.rounds(self._study)
+        if self._desk.audit.size and (not done or done[-1].phase in ("planned", "sealed")):
+            self._report("running", max(1, len(done)), "witnessing")
+            require_quorum(grid, self._desk, max(1, len(done)))
+
     # -- which round is next
 
     def _next(self, initial: BlobRef) -> RoundRecord | None:
@@ -135,7 +142,7 @@ class WardStrategy(Strategy):
             round=len(done) + 1,
             cohort=self._desk.sites,
             adapter=adapter,
-            witnessed=done[-1].checkpoint if done else "",
+            witnessed=done[-1].checkpoint if done else self._desk.audit.cosigned,
         )
         return self._state.put(RoundRecord(plan=plan))
 
@@ -195,15 +202,16 @@ class WardStrategy(Strategy):
             study=desk.study, plan=plan, specs=desk.layout.trained, read=desk.blobs.read, unseal=desk.unseal
         )
         present = desk.present
-        pending = send(grid, desk, "train", f"{plan.round}.train", dict.fromkeys(present, (plan, (plan.adapter,))))
+        content = dict.fromkeys(present, (plan, (plan.adapter,)))
         late = set(present)
 
         def waiting(missing: list[str]) -> None:
             self._report("paused", plan.round, f"waiting for {', '.join(missing)}")
 
-        for site, reply in replies(
-            grid, desk, pending, enough=lambda: mean.count >= desk.study.cohort.min_cohort, waiting=waiting
-        ):
+        def enough() -> bool:
+            return mean.count >= desk.study.cohort.min_cohort
+
+        for site, reply in exchange(grid, desk, "train", plan.round, content, enough=enough, waiting=waiting):
             late.discard(site)
             result = self._take(checker, mean, site, reply)
             if isinstance(result, ClientDropped):
@@ -211,7 +219,7 @@ class WardStrategy(Strategy):
             else:
                 accepted.append(result)
             self._sites[site] = "answered"
-            self._report("running", plan.round, f"{mean.count} of {len(pending)} answers")
+            self._report("running", plan.round, f"{mean.count} of {len(content)} answers")
         dropped += [ClientDropped(study=self._study, round=plan.round, site=s, reason="late") for s in sorted(late)]
         return sorted(accepted, key=lambda answer: answer.site), dropped
 
@@ -248,16 +256,7 @@ class WardStrategy(Strategy):
     def _witness(self, grid: Grid, round_: int) -> str:
         """Return the checkpoint cosigned by the quorum, and log who cosigned."""
         self._report("running", round_, "witnessing")
-        note, witnesses = collect_cosignatures(grid, self._desk, self._state, round_)
-        cohort = self._desk.study.cohort
-        if len(witnesses) < cohort.witness_quorum:
-            refused = ", ".join(sorted(set(self._desk.sites) - set(witnesses)))
-            self._report("paused", round_, f"not cosigned by {refused}")
-            raise VerificationError(
-                "witness-quorum-missing",
-                f"{len(witnesses)} of {cohort.witness_quorum} needed members cosigned the audit log; not {refused}",
-                next_step="ask those members for their log; the study goes on when they cosign after a restart",
-            )
+        note, witnesses = require_quorum(grid, self._desk, round_)
         event = WitnessQuorum(study=self._study, round=round_, size=note_size(note), witnesses=witnesses)
         self._desk.audit.append([(event, frozenset())])
         return note

@@ -1,52 +1,131 @@
 """Getting the members' cosignatures on a checkpoint: no round r+1 without the quorum on round r.
 
-Rules.
+Rules (docs/spec/audit.md, rules 9 to 12 and 19).
 - Every member, also one that missed the round, is offered the checkpoint with its own entries.
 - A cosignature counts only if it verifies over exactly the offered checkpoint with the member's
   identity from the co-signed study.
 - A refusal is an audit event; the round waits until the quorum is reached.
+- A member that has seen more of this log than the server holds stops the server: an old copy was restored.
+- A member that has just started trains only after a quorum cosigned a tree with its fresh nonce: `exchange` sees to
+  that and then asks it again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from wardround_common.audit.events import WitnessRefused
+from wardround_common.audit.events import ClockSkewed, WitnessNonce, WitnessRefused
 from wardround_common.audit.witness import verify_cosignature
-from wardround_common.errors import WardroundError
-from wardround_common.rounds import CheckpointOffer, Cosignature, StaleOffer, document_format
+from wardround_common.documents import Document
+from wardround_common.errors import VerificationError, WardroundError
+from wardround_common.rounds import BlobRef, CheckpointOffer, Cosignature, FreshWanted, StaleOffer, document_format
 from wardround_server.rounds.desk import Desk, StudyStatus
 from wardround_server.rounds.replies import replies, send
-from wardround_server.rounds.state import RoundState
 from wardround_server.transport.flower import unpack
 
+MAX_REFRESHES = 8
+"""Times that a site may start again during one exchange; then its last reply stands, as a refusal."""
 
-def collect_cosignatures(grid: Grid, desk: Desk, state: RoundState, round_: int) -> tuple[str, tuple[str, ...]]:
+MAX_SKEW_S = 30
+"""Seconds between a site's clock and the server's from which on the log says so."""
+
+Content = Mapping[str, tuple[Document, tuple[BlobRef, ...]]]
+
+
+def require_quorum(grid: Grid, desk: Desk, round_: int) -> tuple[str, tuple[str, ...]]:
+    """Return the newest checkpoint with the quorum's cosignatures, and who cosigned.
+
+    Raises:
+        VerificationError: too many members refused.
+        StorageError: a member has seen a larger log, or the cosigned checkpoint could not be stored.
+        Interrupted: the server is shutting down.
+    """
+    note, witnesses = collect_cosignatures(grid, desk, round_)
+    needed = desk.study.cohort.witness_quorum
+    if len(witnesses) < needed:
+        refused = ", ".join(sorted(set(desk.sites) - set(witnesses)))
+        _report(desk, round_, f"not cosigned by {refused}")
+        raise VerificationError(
+            "witness-quorum-missing",
+            f"{len(witnesses)} of {needed} needed members cosigned the audit log; not {refused}",
+            next_step="ask those members for their log; the study goes on when they cosign after a restart",
+        )
+    return note, witnesses
+
+
+def exchange(
+    grid: Grid,
+    desk: Desk,
+    kind: str,
+    round_: int,
+    content: Content,
+    *,
+    enough: Callable[[], bool],
+    waiting: Callable[[list[str]], None],
+) -> Iterator[tuple[str, Message]]:
+    """Send and yield (site, reply) as `replies` does; sites that want a fresh checkpoint get it and are asked again.
+
+    Raises:
+        As `require_quorum`.
+    """
+    for attempt in range(MAX_REFRESHES + 1):
+        wanted: dict[str, str] = {}
+        pending = send(grid, desk, kind, f"{round_}.{kind}", content)
+        for site, reply in replies(grid, desk, pending, enough=enough, waiting=waiting):
+            nonce = _wanted_nonce(reply) if attempt < MAX_REFRESHES else None
+            if nonce is None:
+                yield site, reply
+            else:
+                wanted[site] = nonce
+        if not wanted:
+            return
+        refresh(grid, desk, round_, wanted)
+        content = {site: content[site] for site in wanted}
+
+
+def refresh(grid: Grid, desk: Desk, round_: int, wanted: Mapping[str, str]) -> None:
+    """Log the sites' nonces, have a quorum cosign them, and show those sites the result.
+
+    Raises:
+        As `require_quorum`.
+    """
+    study = desk.study.sha256()
+    nonces = [WitnessNonce(study=study, site=site, nonce=nonce) for site, nonce in sorted(wanted.items())]
+    desk.audit.append([(event, frozenset({event.site})) for event in nonces])
+    require_quorum(grid, desk, round_)
+    # Those sites have cosigned a tree with their nonce; this offer carries the note that others cosigned it too.
+    _pass(grid, desk, round_, tuple(wanted), needed=len(wanted))
+
+
+def collect_cosignatures(grid: Grid, desk: Desk, round_: int) -> tuple[str, tuple[str, ...]]:
     """Return the newest checkpoint with its cosignatures, and who cosigned.
 
-    Sites that are behind are offered an earlier tree first, or another study may append in between;
-    then everybody is asked again, until all answers are over one tree.
+    Sites that are behind are offered an earlier tree first; then everybody is asked again, until all
+    answers are over one tree.
 
     Raises:
         Interrupted: the server is shutting down.
-        StorageError: the cosigned checkpoint could not be stored.
+        StorageError: as `require_quorum`.
     """
-    study = desk.study.sha256()
+    quorum = desk.study.cohort.witness_quorum
     refused: set[str] = set()
     while True:
-        asked = [site for site in desk.present if site not in refused]
-        offers = {s: desk.audit.offer(study, round_, s, state.witnessed(study, s)) for s in asked}
-        tally = _ask(grid, desk, state, round_, offers)
+        asked = tuple(site for site in desk.present if site not in refused)
+        tally = _pass(grid, desk, round_, asked, needed=quorum)
         refused |= tally.refused
         if not tally.behind:
             break
-    desk.audit.add_cosignatures(tuple(tally.lines.values()), tally.size, quorum=desk.study.cohort.witness_quorum)
-    if refused:
-        events = [WitnessRefused(study=study, round=round_, site=site) for site in sorted(refused)]
+    events = [WitnessRefused(study=desk.study.sha256(), round=round_, site=site) for site in sorted(refused)]
+    if events:
         desk.audit.append([(event, frozenset({event.site})) for event in events])
     return desk.audit.cosigned, tuple(sorted(tally.lines))
+
+
+def note_size(note: str) -> int:
+    """Return the tree size of a checkpoint that our own log wrote."""
+    return int(note.split("\n")[1])
 
 
 @dataclass(kw_only=True)
@@ -59,31 +138,42 @@ class _Tally:
     refused: set[str] = field(default_factory=set)
 
 
-def _ask(grid: Grid, desk: Desk, state: RoundState, round_: int, offers: Mapping[str, CheckpointOffer]) -> _Tally:
-    study, quorum = desk.study.sha256(), desk.study.cohort.witness_quorum
-    tally = _Tally(size=max((note_size(offer.checkpoint) for offer in offers.values()), default=0))
+def _pass(grid: Grid, desk: Desk, round_: int, sites: tuple[str, ...], *, needed: int) -> _Tally:
+    """Offer one tree to `sites` and store their cosignatures."""
+    study, seen = desk.study.sha256(), {site: desk.audit.witnessed(site) for site in sites}
+    size = desk.audit.size  # one size for all, though other studies append meanwhile
+    offers = {site: desk.audit.offer(study, round_, site, old, size=size) for site, old in seen.items()}
+    tally, partial = _Tally(size=size), dict[int, list[str]]()
 
     def waiting(missing: list[str]) -> None:
         _report(desk, round_, f"waiting for cosignatures of {', '.join(missing)}")
 
-    group = f"{round_}.cosign"
-    pending = send(grid, desk, "query.cosign", group, {site: (offer, ()) for site, offer in offers.items()})
-    for site, reply in replies(grid, desk, pending, enough=lambda: len(tally.lines) >= quorum, waiting=waiting):
-        answer, size = _answer(desk, site, offers[site], reply), note_size(offers[site].checkpoint)
-        if answer is None:
-            tally.refused.add(site)
-            continue
-        state.set_witnessed(study, site, answer.size if isinstance(answer, StaleOffer) else size)
-        if isinstance(answer, Cosignature) and size == tally.size:
-            tally.lines[site] = answer.line
-        else:
-            tally.behind.add(site)
+    content: Content = {site: (offer, ()) for site, offer in offers.items()}
+    pending = send(grid, desk, "query.cosign", f"{round_}.cosign", content)
+    for site, reply in replies(grid, desk, pending, enough=lambda: len(tally.lines) >= needed, waiting=waiting):
+        line = _take(desk, site, offers[site], reply, tally)
+        if line:
+            partial.setdefault(note_size(offers[site].checkpoint), []).append(line)
+    for offered, lines in sorted(partial.items()):
+        desk.audit.add_cosignatures(lines, offered, quorum=desk.study.cohort.witness_quorum)
     return tally
 
 
-def note_size(note: str) -> int:
-    """Return the tree size of a checkpoint that our own log wrote."""
-    return int(note.split("\n")[1])
+def _take(desk: Desk, site: str, offer: CheckpointOffer, reply: Message, tally: _Tally) -> str:
+    """Count one reply; return its cosignature line, '' if it is none."""
+    try:
+        answer = _answer(desk, site, offer, reply)
+    except (VerificationError, ValueError):
+        answer = None
+    if isinstance(answer, StaleOffer):
+        tally.behind.add(site)
+    elif answer is None:
+        tally.refused.add(site)
+    elif note_size(offer.checkpoint) == tally.size:
+        tally.lines[site] = answer.line
+    else:
+        tally.behind.add(site)
+    return answer.line if isinstance(answer, Cosignature) else ""
 
 
 def _answer(desk: Desk, site: str, offer: CheckpointOffer, reply: Message) -> Cosignature | StaleOffer | None:
@@ -92,18 +182,36 @@ def _answer(desk: Desk, site: str, offer: CheckpointOffer, reply: Message) -> Co
         return None
     try:
         document, _ = unpack(reply)
-        if document_format(document) == "wardround/stale-offer/1":
-            return _newer_size(StaleOffer.from_bytes(document), offer)
-        cosignature = Cosignature.from_bytes(document)
-        verify_cosignature(cosignature.line, offer.checkpoint, site, desk.study.member(site).identity)
+        stale = document_format(document) == "wardround/stale-offer/1"
+        answer = StaleOffer.from_bytes(document) if stale else Cosignature.from_bytes(document)
     except WardroundError:
         return None
-    return cosignature
+    if isinstance(answer, StaleOffer):
+        if answer.size == offer.old_size:
+            return None  # it is not stale: asking again would go on for ever
+        desk.audit.note_seen(site, answer.size, answer.note)
+        return answer
+    _watch_clock(desk, site, verify_cosignature(answer.line, offer.checkpoint, site, desk.study.member(site).identity))
+    return answer
 
 
-def _newer_size(stale: StaleOffer, offer: CheckpointOffer) -> StaleOffer | None:
-    """A site can only be at another size within this log, and not at the one that was offered."""
-    return stale if offer.old_size != stale.size <= note_size(offer.checkpoint) else None
+def _watch_clock(desk: Desk, site: str, time: int) -> None:
+    """Log a site whose clock is far from ours: one of both makes the log's times worth less."""
+    skew = time - int(desk.wall_clock())
+    if abs(skew) > MAX_SKEW_S:
+        desk.audit.append([(ClockSkewed(site=site, seconds=skew), frozenset({site}))])
+
+
+def _wanted_nonce(reply: Message) -> str | None:
+    if reply.has_error():
+        return None
+    try:
+        document, _ = unpack(reply)
+        if document_format(document) != "wardround/fresh-wanted/1":
+            return None
+        return FreshWanted.from_bytes(document).nonce
+    except WardroundError:
+        return None
 
 
 def _report(desk: Desk, round_: int, message: str) -> None:

@@ -36,11 +36,3 @@ def test_a_later_phase_replaces_the_earlier(tmp_path: Path):
         (b"{}",),
         (("a",),),
     )
-
-
-def test_witnessed_sizes_are_kept_by_study_and_site(tmp_path: Path):
-    state = RoundState(Database.open(tmp_path / "server.db"))
-    assert state.witnessed(STUDY, "a") == 0
-    state.set_witnessed(STUDY, "a", 5)
-    state.set_witnessed(STUDY, "a", 9)
-    assert (state.witnessed(STUDY, "a"), state.witnessed(STUDY, "b")) == (9, 0)

@@ -1,5 +1,6 @@
 """The strategy over an in-memory grid: a whole study, every resume point, and members that misbehave."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +13,24 @@ from peers.grid import MemoryGrid
 from peers.studies import SITES, Cast, make_adapter, make_study, study_task
 
 from wardround_client.agreed import Agreed, OwnAnswer, agree
+from wardround_client.home import Home
+from wardround_client.witnessing import LogWitness
 from wardround_common.adapter import decode_tensors, encode_tensors, initial_tensors
-from wardround_common.audit.events import ClientDropped, ModelReleased, RoundAggregated, RoundFailed, WitnessRefused
+from wardround_common.audit.events import (
+    ClientDropped,
+    ModelReleased,
+    RoundAggregated,
+    RoundFailed,
+    ServerStarted,
+    WitnessNonce,
+    WitnessRefused,
+)
 from wardround_common.audit.note import log_key_of
 from wardround_common.audit.witness import consider, verify_quorum
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError, TrainingError, VerificationError, WardroundError
 from wardround_common.identity.keys import node_id
-from wardround_common.rounds import CheckpointOffer, Cosignature, Refused, RoundPlan, StaleOffer
+from wardround_common.rounds import CheckpointOffer, Cosignature, FreshWanted, Refused, RoundPlan, StaleOffer
 from wardround_common.signing import public_key_text
 from wardround_common.study import Reviewer
 from wardround_server.auditlog import AuditLog
@@ -30,10 +41,11 @@ from wardround_server.rounds.strategy import WardStrategy
 from wardround_server.transport.flower import pack, unpack
 
 ORIGIN = "wardround/test"
+NOW = 1_700_000_000.0
 
 
 class Site:
-    """An honest hospital without training: it sends a constant update and cosigns what holds."""
+    """An honest hospital without training: it sends a constant update and is a real witness of the log."""
 
     def __init__(self, world: "World", name: str, value: float) -> None:
         self.world, self.name, self.value = world, name, value
@@ -41,49 +53,54 @@ class Site:
         self.answers: dict[int, OwnAnswer] = {}
         self.events: list[object] = []
         self.plans: list[RoundPlan] = []
+        self.refreshed = 0
         self.silent = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the daemon again: only what is on disk survives."""
+        self.witness = LogWitness(
+            Home(self.world.folder / f"home-{self.name}"),
+            log=self.world.study.server.log,
+            site=self.name,
+            key=self.world.cast.members[self.name],
+            clock=lambda: NOW,
+        )
 
     def __call__(self, message: Message) -> Message | None:
         if self.silent:
             return None
         document, _ = unpack(message)
         if message.metadata.message_type == "train":
-            plan = RoundPlan.from_bytes(document)
-            return self.reply(message, *self.train(plan))
+            return self.reply(message, *self.train(RoundPlan.from_bytes(document)))
         return self.reply(message, self.cosign(CheckpointOffer.from_bytes(document)), None)
 
     def reply(self, message: Message, document, blob) -> Message:
-        return Message(pack(document.to_bytes(), (blob,) if blob else ()), reply_to=message)
+        return Message(pack(document.to_bytes(), () if blob is None else (blob,)), reply_to=message)
 
     def train(self, plan: RoundPlan):
+        nonce = self.witness.nonce(plan.study)
+        if nonce is not None:
+            self.refreshed += 1
+            return FreshWanted(nonce=nonce), None
         self.plans.append(plan)
         assert plan.adapter.digest == self.agreed.adapter
-        if plan.round > 1:
-            members = {m.name: m.identity for m in self.world.study.cohort.members}
-            verify_quorum(plan.witnessed, self.world.study.server.log, members, 3)
+        members = {m.name: m.identity for m in self.world.study.cohort.members}
+        verify_quorum(plan.witnessed, self.world.study.server.log, members, 3)
         tensors = small_update(self.world.layout, self.value)
         answer, sealed = honest_answer(self.world.cast, self.world.study, plan, self.name, self.world.blobs, tensors)
         self.answers[plan.round] = OwnAnswer(round=plan.round, answer=answer, sealed=sealed)
         return answer, sealed
 
     def cosign(self, offer: CheckpointOffer) -> Cosignature | StaleOffer:
-        try:
-            line, witness, events = consider(
-                self.agreed.witness,
-                offer,
-                log=self.world.study.server.log,
-                key=self.world.cast.members[self.name],
-                name=self.name,
-                clock=lambda: 1_700_000_000.0,
-            )
-        except VerificationError as error:
-            if error.code == "log-offer-stale":
-                return StaleOffer(size=self.agreed.size)
-            raise
-        self.events += events
-        agreed = agree(self.agreed, self.name, events, self.answers.get(offer.round), offer.round)
-        self.agreed = agreed.model_copy(update={"witness": witness})
-        return Cosignature(line=line)
+        accepted = self.witness.consider(offer)
+        if isinstance(accepted, StaleOffer):
+            return accepted
+        self.events += accepted.events
+        self.agreed = agree(self.agreed, self.name, accepted.events, self.answers.get, accepted.state.size)
+        self.witness.store(accepted)
+        self.witness.take_quorum(self.world.study, offer.cosigned)
+        return Cosignature(line=accepted.line)
 
 
 class World:
@@ -122,9 +139,10 @@ class World:
         reviewers = [Reviewer(name=r.name, recipient=r.recipient) for r in self.study.reviewers]
         (self.folder / "state").mkdir(exist_ok=True)
         log = AuditLog.open(
-            self.folder / "audit", log_key=self.cast.log, origin=ORIGIN, reviewers=reviewers, clock=lambda: 1e9
+            self.folder / "audit", log_key=self.cast.log, origin=ORIGIN, reviewers=reviewers, clock=lambda: NOW
         )
         append = log.append
+        append([(ServerStarted(version="0.1.0", config=self.study.sha256()), frozenset())])  # as the daemon does
 
         def recording(events):
             result = append(events)
@@ -151,6 +169,7 @@ class World:
             report=self.statuses.append,
             stop=self.stop,
             clock=self.clock,
+            wall_clock=lambda: NOW,
             poll_s=0.0,
         )
         return WardStrategy(desk=desk, state=self.state, finish=self.finish)
@@ -204,7 +223,8 @@ def test_whole_study_adds_the_mean_of_every_round(world: World):
 def test_every_round_is_logged_in_order_and_witnessed_before_the_next(world: World):
     world.run()
     one = ["round.started"] + ["update.received", "dp.spent"] * 3 + ["round.aggregated", "witness.quorum"]
-    assert world.kinds() == one * 3 + ["model.released", "witness.quorum"]
+    fresh = ["witness.nonce"] * 3  # every hospital has just started
+    assert world.kinds() == one[:1] + fresh + one[1:] + one * 2 + ["model.released", "witness.quorum"]
     for site in world.sites.values():
         assert [plan.round for plan in site.plans] == [1, 2, 3]
         assert site.agreed.round == 3
@@ -262,7 +282,12 @@ def test_a_crash_at_any_phase_resumes_to_the_same_adapter(new_world: Callable[..
 
 
 def _refusing(site: Site) -> Callable[[Message], Message | None]:
-    return lambda message: site.reply(message, Refused(code="failed-locally"), None)
+    def hospital(message: Message) -> Message | None:
+        if message.metadata.message_type == "train":
+            return site.reply(message, Refused(code="failed-locally"), None)
+        return site(message)
+
+    return hospital
 
 
 def _nan(site: Site) -> Callable[[Message], Message | None]:
@@ -288,13 +313,9 @@ def test_bad_answer_fails_the_round_names_the_site_and_changes_nothing(
     """n = 3, c = 1: no site may be missing, so the round fails and there is no spare one."""
     culprit = world.sites[SITES[1]]
     world.sites[SITES[1]] = attack(culprit)  # type: ignore[assignment]
-    if attack is _refusing:
-        with pytest.raises(VerificationError):  # it does not cosign either
-            world.run()
-    else:
-        with pytest.raises(TrainingError) as caught:
-            world.run()
-        assert caught.value.code == "study-rounds-exhausted"
+    with pytest.raises(TrainingError) as caught:
+        world.run()
+    assert caught.value.code == "study-rounds-exhausted"
     (dropped, *_) = world.events(ClientDropped)
     assert (dropped.site, dropped.reason, dropped.round) == (SITES[1], reason, 1)
     assert world.events(RoundFailed)
@@ -399,8 +420,99 @@ def test_a_lost_cosignature_is_caught_up_with(world: World):
         world.run()
     world.audit.close()
     world.audit = world.open_audit()
-    world.audit.append([(world.logged[0], frozenset())])  # the log has grown meanwhile
+    assert world.audit.size > 2  # the log has grown meanwhile
     assert world.run()
+
+
+def test_a_hospital_that_restarts_sees_a_fresh_quorum_before_it_trains(world: World):
+    site = world.sites[SITES[0]]
+    trained = []
+
+    def restarting(message: Message) -> Message | None:
+        plan = RoundPlan.from_bytes(unpack(message)[0]) if message.metadata.message_type == "train" else None
+        if plan and plan.round == 2 and not trained:
+            trained.append(2)
+            site.restart()
+        return site(message)
+
+    world.sites[SITES[0]] = restarting  # type: ignore[assignment]
+    world.run()
+    nonces = world.events(WitnessNonce)
+    assert [event.site for event in nonces] == [*sorted(SITES), SITES[0]]
+    assert len({event.nonce for event in nonces}) == 4
+    assert (site.refreshed, [plan.round for plan in site.plans]) == (2, [1, 2, 3])
+
+
+def test_a_hospital_that_wants_fresh_checkpoints_for_ever_is_dropped(world: World):
+    site = world.sites[SITES[0]]
+    numbers = iter(range(1_000))
+
+    def anxious(message: Message) -> Message | None:
+        if message.metadata.message_type == "train":
+            return site.reply(message, FreshWanted(nonce=f"{next(numbers):064x}"), None)
+        return site(message)
+
+    world.sites[SITES[0]] = anxious  # type: ignore[assignment]
+    with pytest.raises(TrainingError):  # all three are needed
+        world.run()
+    assert {event.reason for event in world.events(ClientDropped)} == {"malformed"}
+
+
+def test_an_old_quorum_does_not_count_as_fresh(world: World):
+    """A server that hides the newest log shows genuine cosignatures, but none over the nonce."""
+    world.run()
+    site = world.sites[SITES[0]]
+    site.restart()
+    assert site.witness.nonce(world.study.sha256()) is not None
+    site.witness.take_quorum(world.study, world.audit.cosigned)
+    assert site.witness.nonce(world.study.sha256()) is not None
+
+
+def restore_old_copy(world: World, folder: Path) -> None:
+    world.audit.close()
+    for name in ("audit", "state"):
+        shutil.rmtree(world.folder / name)
+        shutil.copytree(folder / name, world.folder / name)
+
+
+def test_a_server_restored_from_an_old_copy_stops_before_anything_is_trained(world: World, tmp_path: Path):
+    old = tmp_path / "old"
+    world.audit.append([(WitnessRefused(study=world.study.sha256(), round=1, site=SITES[0]), frozenset())])
+    world.audit.publish()
+    for name in ("audit", "state"):
+        shutil.copytree(world.folder / name, old / name)
+    world.run()
+    plans = [len(site.plans) for site in world.sites.values()]
+    newest = world.audit.size
+    restore_old_copy(world, old)
+    world.audit = world.open_audit()
+    assert world.audit.size < newest
+    with pytest.raises(StorageError) as caught:
+        world.run()
+    assert caught.value.code == "audit-log-behind"
+    assert [len(site.plans) for site in world.sites.values()] == plans
+    world.audit.close()
+    with pytest.raises(StorageError) as caught:  # and it does not start again
+        world.open_audit()
+    assert caught.value.code == "audit-damaged"
+    restore_old_copy(world, old)
+    world.audit = world.open_audit()
+
+
+def test_a_restored_server_that_went_on_is_told_that_it_forked(world: World, tmp_path: Path):
+    old = tmp_path / "old"
+    world.audit.publish()
+    for name in ("audit", "state"):
+        shutil.copytree(world.folder / name, old / name)
+    world.run()
+    restore_old_copy(world, old)
+    world.audit = world.open_audit()
+    for number in range(60):
+        refused = WitnessRefused(study=world.study.sha256(), round=number + 1, site=SITES[0])
+        world.audit.append([(refused, frozenset())])
+    with pytest.raises(StorageError) as caught:
+        world.run()
+    assert caught.value.code == "audit-log-forked"
 
 
 def test_no_audit_no_round(world: World):
