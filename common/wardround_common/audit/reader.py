@@ -260,8 +260,8 @@ def read_segments(folder: LogFolder, size: int) -> dict[str, Segment]:
         VerificationError: a file is missing or malformed, or an entry is not where it belongs.
     """
     chain = SegmentChain()
-    for entry in folder.entries(size):
-        chain.add(entry)
+    for name in bundle_names(size):
+        chain.extend(folder.bundle(name))
     return chain.segments
 
 

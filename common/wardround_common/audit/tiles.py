@@ -49,6 +49,12 @@ def leaf_hash(entry: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + entry).digest()
 
 
+def leaf_hashes(entries: Sequence[bytes]) -> list[bytes]:
+    """Return `leaf_hash` of each, without a call for each of a verifier's million entries."""
+    sha256 = hashlib.sha256
+    return [sha256(b"\x00" + entry).digest() for entry in entries]
+
+
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Return RFC 6962's interior hash."""
     return hashlib.sha256(b"\x01" + left + right).digest()
@@ -217,11 +223,11 @@ def decode_bundle(data: bytes, width: int, *, exact: bool = True) -> list[bytes]
         VerificationError: too few entries, a cut entry, or more than allowed.
     """
     entries: list[bytes] = []
-    at = 0
-    while at + 2 <= len(data) and len(entries) < width:
-        (length,) = struct.unpack_from(">H", data, at)
-        entries.append(data[at + 2 : at + 2 + length])
-        at += 2 + length
+    at, size = 0, len(data)
+    while at + 2 <= size and len(entries) < width:
+        start = at + 2
+        at = start + (data[at] << 8 | data[at + 1])
+        entries.append(data[start:at])
     if len(entries) < width or at > len(data) or (exact and at != len(data)):
         raise VerificationError(
             "log-entries-altered",

@@ -35,7 +35,7 @@ from wardround_common.audit.tiles import (
     TileName,
     bundle_names,
     encode_bundle,
-    leaf_hash,
+    leaf_hashes,
 )
 from wardround_common.audit.trust import Trust
 from wardround_common.audit.witness import forked, quorum_missing, rolled_back
@@ -213,9 +213,8 @@ def derive(
     for name in bundle_names(head.size):
         entries = folder.bundle(name)
         stored.compare_bundle(name, entries)
-        for entry in entries:
-            chain.add(entry)
-        hashes = [leaf_hash(entry) for entry in entries]
+        chain.extend(entries)
+        hashes = leaf_hashes(entries)
         for size in sorted(size for size in wanted if edge.size < size < edge.size + len(hashes)):
             derived.roots[size] = edge.root_with(hashes[: size - edge.size])
         for tile in edge.extend(hashes):
