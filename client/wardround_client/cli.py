@@ -18,6 +18,7 @@ from wardround_client.cli_leave import leave
 from wardround_client.cli_ledger import ledger_app
 from wardround_client.cli_options import ApproverKey, AsJson, HomeOption
 from wardround_client.cli_policy import policy_app
+from wardround_client.cli_statement import statement
 from wardround_client.cli_study import approve, check
 from wardround_client.config import load
 from wardround_client.doctor import examine_site
@@ -43,6 +44,7 @@ client_app.add_typer(ledger_app)
 client_app.command()(check)
 client_app.command()(approve)
 client_app.command()(leave)
+client_app.command()(statement)
 cli_presence.register(client_app)
 
 
