@@ -37,8 +37,10 @@ from wardround_common.errors import ConfigError
 from wardround_common.plain_words import explain
 from wardround_common.signing import fingerprint
 
-MAX_ROWS = 300_000
-"""A page with more takes over 40 MB and a browser's patience; choose a part with --from."""
+MAX_ROWS = 200_000
+"""A page with more takes over 20 MB, a browser's patience and a small machine's memory; choose a part with --from."""
+
+PROGRESS_EVERY = 1_000
 
 _TOPICS = {
     "Study ": "Study",
@@ -78,7 +80,7 @@ def build_report(source: Source, report: LogReport, *, now: int, progress: Calla
         source: the log and the keys.
         report: what `verify_log` found in the same folder.
         now: seconds since 1970, for the page's date.
-        progress: called with the number of entries read, now and then.
+        progress: called now and then with the number of entries read since the last call.
 
     Raises:
         ConfigError: too many entries for one page.
@@ -112,18 +114,17 @@ def build_report(source: Source, report: LogReport, *, now: int, progress: Calla
 
 def _gather(source: Source, progress: Callable[[int], None] | None) -> tuple[History, Columns, Redaction]:
     collector, columns = Collector(source.trust), Columns()
-    held = []  # the names that a redaction takes out are known at the end
+    # A study's name is only in its signed text, which a redaction by name takes out of the row as a whole.
+    hidden = redaction(set(source.redact), source.trust, [])
     for row in read_rows(source.folder, source.identity, source.trust):
         collector.add(row)
-        held.append(row)
-        if progress and row.index % 1000 == 0:
-            progress(row.index)
+        if row.index >= source.start:
+            columns.add(hidden.row(row))
+        if progress and row.index % PROGRESS_EVERY == 0:
+            progress(PROGRESS_EVERY)
     history = collector.finish()
     names = [study.name for study in history.studies.values()]
-    hidden = redaction(set(source.redact), source.trust, names)
-    for row in held[source.start :]:
-        columns.add(hidden.row(row))
-    return history, columns, hidden
+    return history, columns, redaction(set(source.redact), source.trust, names)
 
 
 def _answers(report: LogReport, hidden: Redaction) -> list[dict[str, str]]:
