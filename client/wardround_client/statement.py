@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from wardround_client.agreed import load_agreed
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.ledger_rows import StudyRow
+from wardround_client.witnessing import load_witness
 from wardround_common.audit.epsilon import STATEMENT_TYPE, Statement
-from wardround_common.audit.note import Checkpoint, add_lines, sign_cosignature
-from wardround_common.audit.witness import WitnessState
+from wardround_common.audit.note import add_lines, open_checkpoint, sign_cosignature
+from wardround_common.audit.trust import parse_log_key
 from wardround_common.errors import ConfigError
-from wardround_common.signing import sign_document
+from wardround_common.signing import Envelope, sign_document
+from wardround_common.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +64,13 @@ def make_statement(home: Home, study: str, site: str, ledger: Ledger, key: Ed255
 
 
 def _head(home: Home, study: str, site: str, key: Ed25519PrivateKey, now: int) -> str | None:
-    """Return the newest checkpoint that this site cosigned in any study of the same log."""
-    seen = [found for digest in (study, *home.approved_studies()) if (found := _witnessed(home, digest))]
-    logs = {found.log for found in seen[:1]}
-    newest = max((found for found in seen if found.log in logs), key=lambda found: found.size, default=None)
-    if newest is None:
+    """Return the newest checkpoint that this site cosigned of the study's log, cosigned again now."""
+    path = home.study(study)
+    if not path.exists():
         return None
-    origin = newest.note.partition("\n")[0]
-    line = sign_cosignature(Checkpoint(origin=origin, size=newest.size, root=newest.root), site, key, now)
-    return add_lines(newest.note, [line])
-
-
-def _witnessed(home: Home, study: str) -> WitnessState | None:
-    return load_agreed(home.agreed(study), study, "").witness
+    agreed = Study.from_bytes(Envelope.from_bytes(path.read_bytes()).payload_bytes())
+    seen = load_witness(home, agreed.server.log)
+    if seen is None:
+        return None
+    head = open_checkpoint(seen.note, parse_log_key(agreed.server.log))
+    return add_lines(seen.note, [sign_cosignature(head, site, key, now)])

@@ -105,7 +105,7 @@ class LogWitness:
     ) -> None:
         self._home, self._log, self._site, self._key, self._clock = home, log, site, key, clock
         self._new_nonce = new_nonce
-        self._state = _load_state(home, log)
+        self._state = load_witness(home, log)
         self._late = 0  # offers in a row that were too small
         self._heads: OrderedDict[int, bytes] = OrderedDict()  # cosigned: size -> root
         if self._state:
@@ -220,7 +220,12 @@ class LogWitness:
         return offer.old_size != self.size and self._late <= MAX_LATE_OFFERS
 
 
-def _load_state(home: Home, log_key: str) -> WitnessState | None:
+def load_witness(home: Home, log_key: str) -> WitnessState | None:
+    """Return what this site cosigned last of the log with this verifier key, None before the first time.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
     path = home.witness(log_key)
     if not path.exists():
         return None

@@ -7,9 +7,9 @@ import pytest
 from peers.big_log import BigLog, all_answer, make_big_log
 from peers.federation import ok, wardround
 from peers.ledger_child import plan
+from peers.studies import cosigned
 
 from wardround_client import config as client_config
-from wardround_client.agreed import Agreed, store_agreed
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_common.audit.note import open_checkpoint
@@ -37,10 +37,13 @@ def make_site(big: BigLog, name: str, root: Path, *, rounds: int = ROUNDS, witne
         ledger.reserve(big.study, cap_epsilon=20.0, cap_delta=1e-5)
         for number in range(1, rounds + 1):
             ledger.begin(digest, number, plan(number))
+    home.study(digest).parent.mkdir()
+    home.study(digest).write_bytes(cosigned(big.cast, big.study).to_bytes())
     note = LogFolder(big.folder).checkpoint()
     head = open_checkpoint(note, parse_log_key(big.study.server.log))
     seen = WitnessState(log=big.study.server.log, size=head.size, root=head.root, note=note)
-    store_agreed(home.agreed(digest), Agreed(study=digest, adapter=big.adapter, witness=seen if witnessed else None))
+    if witnessed:
+        home.witness(seen.log).write_bytes(seen.to_bytes())
     return home
 
 
