@@ -14,21 +14,25 @@ from typing import Annotated, Any
 import typer
 
 from wardround_client import cli_presence
+from wardround_client.cli_evidence import evidence_app
 from wardround_client.cli_leave import leave
 from wardround_client.cli_ledger import ledger_app
-from wardround_client.cli_options import ApproverKey, AsJson, HomeOption
+from wardround_client.cli_options import AsJson, HomeOption
 from wardround_client.cli_policy import policy_app
 from wardround_client.cli_statement import statement
 from wardround_client.cli_study import approve, check
 from wardround_client.config import load
 from wardround_client.doctor import examine_site
-from wardround_client.enrolment import enrol
+from wardround_client.ending import end_studies_of_old_identity
+from wardround_client.enrolment import enrol, enrol_again
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.policies import load_policy
 from wardround_client.screen import client_screen
 from wardround_client.site_files import write_site_files
 from wardround_client.status import read_status
 from wardround_common.doctor import healthy
+from wardround_common.errors import ConfigError
 from wardround_common.logging import configure_logging
 from wardround_common.output import Output, progress, show_findings, show_or_watch
 
@@ -41,6 +45,7 @@ client_app = typer.Typer(
 
 client_app.add_typer(policy_app)
 client_app.add_typer(ledger_app)
+client_app.add_typer(evidence_app)
 client_app.command()(check)
 client_app.command()(approve)
 client_app.command()(leave)
@@ -51,7 +56,20 @@ cli_presence.register(client_app)
 @client_app.command()
 def enroll(
     invite: Annotated[Path, typer.Argument(help="The invite file from the operator.", show_default=False)],
-    approver_key: ApproverKey,
+    approver_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--approver-key",
+            help="New file for the responsible person's key, outside the home. Not with --again.",
+            show_default=False,
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="This home was enrolled before: keep its history, get a new certificate.")
+    ] = False,
+    new_identity: Annotated[
+        bool, typer.Option("--new-identity", help="With --again: replace the identity; somebody else may know it.")
+    ] = False,
     proxy: Annotated[
         str | None,
         typer.Option(help="HTTP CONNECT proxy, http://HOST:PORT; one with a password goes into client.toml."),
@@ -64,6 +82,14 @@ def enroll(
     Example: wardround client enroll north-ward.invite --home client --approver-key approver.key
     """
     out = Output(as_json=as_json)
+    if (approver_key is None) != again or (new_identity and not again):
+        raise ConfigError(
+            "enroll-how",
+            "a new home needs --approver-key; --again keeps the approver, and only it may take --new-identity",
+            next_step="wardround client enroll --help",
+        )
+    if approver_key is None:
+        return _enroll_again(out, invite, home, new_identity=new_identity)
     with progress("making keys and asking the server for a certificate"):
         done = enrol(invite, home, approver_key=approver_key, proxy=proxy)
         write_site_files(home, done, proxy=proxy)
@@ -81,6 +107,21 @@ def enroll(
             "operator_fingerprint": done.operator_fingerprint,
         }
     )
+
+
+def _enroll_again(out: Output, invite: Path, home: Path, *, new_identity: bool) -> None:
+    paths, config = Home(home), load(home)
+    with progress("asking the server for a certificate"):
+        pinned = load_policy(paths).pins.operator
+        done = enrol_again(
+            invite, home, site=config.site, operator=pinned, new_identity=new_identity, proxy=config.proxy
+        )
+    ended = end_studies_of_old_identity(paths, config.site) if new_identity else 0
+    out.say(f"enrolled again as {done.site}; policy, approvals and the ledger's history stay")
+    out.say(f"this site   {done.fingerprint}" + ("   (new: the other members must pin it)" if new_identity else ""))
+    if new_identity:
+        out.say(f"{ended} studies that the old identity signed are over here; what was spent stays spent")
+    out.result({"site": done.site, "identity": done.identity, "fingerprint": done.fingerprint, "studies_ended": ended})
 
 
 @client_app.command()

@@ -24,7 +24,9 @@ from wardround_common.documents import sha256_digest
 from wardround_common.ending import WITHDRAWAL_TYPE, Withdrawal
 from wardround_common.errors import PolicyError, VerificationError
 from wardround_common.files import sync_folder, write_durably
-from wardround_common.signing import Envelope, open_envelope, parse_public_key, sign_document
+from wardround_common.identity.keys import load_identity_key
+from wardround_common.signing import Envelope, open_envelope, parse_public_key, public_key_text, sign_document
+from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
 
 
@@ -68,6 +70,27 @@ class SiteEnding:
         write_durably(self.home.outbox / f"{(study or 'federation').removeprefix('sha256:')}.json", signed.to_bytes())
         left = self.home.approved_studies() if study is None else (study,)
         return sum(self.end(digest, signed) for digest in left if not is_ended(self.home, digest))
+
+
+def end_studies_of_old_identity(home: Home, site: str) -> int:
+    """End every approved study whose signed member is not this site's present identity; return how many."""
+    key = load_identity_key(home.identity_key)
+    own, ended = public_key_text(key.public_key()), 0
+    with Ledger.open(home.ledger) as ledger:
+        ending = SiteEnding(
+            home=home,
+            site=site,
+            ledger=ledger,
+            vault=Vault(home.sealed, home.local_key),
+            blobs=FileBlobStore(home.blobs),
+        )
+        for digest in home.approved_studies():
+            study = Study.from_bytes(Envelope.from_bytes(home.study(digest).read_bytes()).payload_bytes())
+            if study.member(site).identity != own and not is_ended(home, digest):
+                statement = Withdrawal(site=site, study=digest).to_bytes()
+                ending.end(digest, sign_document(statement, WITHDRAWAL_TYPE, key))
+                ended += 1
+    return ended
 
 
 def is_ended(home: Home, study: str) -> bool:

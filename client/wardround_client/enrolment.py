@@ -8,6 +8,8 @@ Rules (docs/spec/identity.md).
 4. Its certificate and the operator's binding are verified against the invite's pins.
 5. The responsible person's approver key is made; only its public half enters the home.
 6. Files move into place one by one, `keys/transport.pem` last: a home with that file is enrolled.
+Enrolling again (`enrol_again`) does the same in an enrolled home, after the operator revoked the site or
+its certificate ran out: identity (unless it is to be replaced), ledger, policy, approvals and approver stay.
 If the line breaks, or a file cannot be written after the server has accepted, `.enrolling` keeps the
 keys and running the same command again finishes: the server gives the same keys the same certificate.
 If the server refuses, nothing is left behind.
@@ -28,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
-from wardround_common.errors import ConfigError, EnrolmentError, StorageError, TransportError
+from wardround_common.errors import ConfigError, EnrolmentError, StorageError, TransportError, VerificationError
 from wardround_common.identity.address import Address
 from wardround_common.identity.authority import (
     certificate_digest,
@@ -96,11 +98,61 @@ def enrol(
     return attempt.run()
 
 
+def enrol_again(
+    invite_path: Path,
+    home: Path,
+    *,
+    site: str,
+    operator: str,
+    new_identity: bool = False,
+    proxy: str | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Enrolled:
+    """Enrol an enrolled home once more; everything but its certificate (and identity, if asked) stays.
+
+    Args:
+        invite_path: a new invite for the same site.
+        home: the enrolled home.
+        site: its name.
+        operator: the operator's identity as the hospital's policy pins it.
+        new_identity: replace the identity too, because somebody else may know it.
+        proxy: as in `enrol`.
+        clock: Unix seconds.
+
+    Raises:
+        ConfigError: the home is not enrolled.
+        EnrolmentError: the invite is unusable, or for another site.
+        VerificationError: the invite is another operator's than the policy pins.
+        TransportError, StorageError: run it again.
+    """
+    invite = Invite.read(invite_path)
+    if invite.site != site:
+        raise EnrolmentError(
+            "invite-other-site",
+            f"the invite is for {invite.site}, this home is {site}",
+            next_step="ask the operator for an invite for this site",
+        )
+    if invite.operator != operator:
+        raise VerificationError(
+            "operator-not-pinned",
+            "the invite is from another operator than policy.yaml pins",
+            next_step="compare fingerprints by telephone; if it is right, change pins.operator and sign the policy",
+        )
+    staged = home / STAGING / "keys"
+    if not staged.exists():
+        invite.require_fresh(clock())
+        identity = read_private(home / "keys" / "identity.key")  # also: this is an enrolled home
+        staged.mkdir(mode=0o700, parents=True)
+        if not new_identity:
+            write_private(staged / "identity.key", identity)
+    return _Attempt(invite=invite, home=home, approver_key=None, proxy=proxy, clock=clock).run()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Attempt:
     invite: Invite
     home: Path
-    approver_key: Path
+    approver_key: Path | None  # None: enrolling again, the approver stays
     proxy: str | None
     clock: Callable[[], float]
 
@@ -119,7 +171,8 @@ class _Attempt:
             raise
         # From here on the server has accepted these keys: they stay until the home is complete.
         self._write_received(certificate, envelope)
-        self._make_approver()
+        if self.approver_key is not None:
+            self._make_approver(self.approver_key)
         self._publish()
         own = public_key_text(identity.public_key())
         return Enrolled(
@@ -183,22 +236,23 @@ class _Attempt:
         replace_public(self.staging / "keys" / "ca.pem", self.invite.authority.encode())
         replace_public(self.staging / "operator.json", operator.to_bytes())
 
-    def _make_approver(self) -> None:
+    def _make_approver(self, approver_key: Path) -> None:
         """Step 5; a key that an interrupted attempt of ours made is kept."""
         public = self.staging / "approver.pub"
-        if self.approver_key.exists():
-            _require_own_approver(self.approver_key, public)
+        if approver_key.exists():
+            _require_own_approver(approver_key, public)
             return
         public.unlink(missing_ok=True)
         key = new_identity_key()
         write_public_key(public, key)
-        write_private_key(self.approver_key, key)
+        write_private_key(approver_key, key)
 
     def _publish(self) -> None:
         """Step 6; copies, so that a failure half-way can be repeated."""
         try:
             (self.home / "keys").mkdir(mode=0o700, exist_ok=True)
-            for name in ("operator.json", "approver.pub", "keys/ca.pem", "keys/identity.pub"):
+            approver = () if self.approver_key is None else ("approver.pub",)
+            for name in ("operator.json", *approver, "keys/ca.pem", "keys/identity.pub"):
                 replace_public(self.home / name, read_file(self.staging / name))
             for name in ("keys/identity.key", "keys/transport.key"):
                 (self.home / name).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from wardround_common import __version__
 from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopped
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError
+from wardround_common.files import sync_folder
 from wardround_common.identity.address import Address
 from wardround_common.logging import get_logger
 from wardround_common.monitor import Monitor
@@ -200,6 +201,8 @@ class Daemon:
             log.warning("study aborted", study=proposal.study.name)
             runner.halt.set()
             self._board.aborted(proposal.study.name, proposal.study.privacy.rounds)
+        if runner is None or not runner.is_alive():
+            self._destroy_update_key(proposal.study.name)
         self._notices.offer(proposal, abort)
 
     def _limit(self, proposal: Proposal) -> None:
@@ -222,8 +225,16 @@ class Daemon:
 
     def _mark_completed(self) -> None:
         for name, runner in self._runners.items():
-            if runner.completed:
+            if runner.completed and not self._office.home.completed(name).exists():
+                self._destroy_update_key(name)
                 self._office.home.completed(name).touch()
+
+    def _destroy_update_key(self, name: str) -> None:
+        """Nothing that was ever sealed for an ended study can be opened afterwards."""
+        key = self._office.home.update_key(name)
+        if key.exists():
+            key.unlink()
+            sync_folder(key.parent)
 
     def _shut_down(self) -> None:
         self._stop.set()

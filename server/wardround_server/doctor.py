@@ -27,6 +27,7 @@ from wardround_server.config import load
 from wardround_server.database import Database
 from wardround_server.home import Home
 from wardround_server.keys import ServerKeys
+from wardround_server.office import Office
 
 SECRETS = ("keys/*.key", "studies/*/update.key", "state/server.db")
 DECISIONS = ("keys", "state", "studies", "server.toml", "audit")
@@ -91,10 +92,15 @@ def _reviewers(root: Path) -> Result:
 
 
 def _study_keys(home: Home) -> Result:
-    missing = [name for name in home.study_names() if not home.update_key(name).exists()]
-    if missing:
+    endings = Office.open(home.root).endings
+    running = [
+        p.study.name
+        for p in endings.shelf.all()
+        if not home.completed(p.study.name).exists() and endings.aborted(p.study.sha256()) is None
+    ]
+    if any(not home.update_key(name).exists() for name in running):
         return fail("a study's key for updates is gone", "restore it from the backup, or abort that study")
-    return ok("every study has its key for updates")
+    return ok("every study that goes on has its key for updates")
 
 
 def _listening(root: Path) -> Result:

@@ -138,6 +138,16 @@ class Endings:
             row["site"] for row in self.database.rows("SELECT site FROM withdrawals WHERE study = ?", study)
         )
 
+    def gone(self, study: Study) -> frozenset[str]:
+        """Return the members that can never answer again: they left, or came back with another identity."""
+        enrolled = self.registry.members()
+        others = {
+            member.name
+            for member in study.cohort.members
+            if member.name in enrolled and enrolled[member.name].identity != member.identity
+        }
+        return self.withdrawn(study.sha256()) | others
+
     def started(self, study: str) -> None:
         """Remember when the study first ran."""
         with self.database.transaction() as db:
@@ -146,7 +156,7 @@ class Endings:
     def due(self, study: Study) -> AbortReason | None:
         """Return why the server itself must abort a running study now, or None."""
         digest, cohort = study.sha256(), study.cohort
-        present = len(cohort.members) - len(self.withdrawn(digest))
+        present = len(cohort.members) - len(self.gone(study))
         if present < max(cohort.min_cohort, cohort.witness_quorum):
             return "too-few-members"
         rows = self.database.rows("SELECT at FROM started WHERE study = ?", digest)

@@ -119,7 +119,7 @@ class Registry:
             expires=int(now + hours * 3_600),
         )
         with self._database.transaction() as db:
-            if _live(db, site) is not None:
+            if (live := _live(db, site)) is not None and live["expires"] > now:
                 raise failures.site_enrolled(f"{site} is enrolled")
             db.execute("UPDATE invites SET state = 'replaced' WHERE site = ? AND state = 'open'", (site,))
             db.execute(
@@ -227,7 +227,7 @@ class Registry:
             return _member(live), live["certificate"]
         if self._clock() >= invite["expires"]:
             raise invite_expired("the invite has expired")
-        if live is not None:
+        if live is not None and live["expires"] > self._clock():
             raise failures.site_enrolled(f"{site} is enrolled")
         return None
 

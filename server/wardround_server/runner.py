@@ -93,7 +93,7 @@ class StudyRunner(threading.Thread):
             report=around.board.study,
             stop=self.halt,
             clock=time.monotonic,
-            withdrawn=lambda: around.office.endings.withdrawn(digest),
+            withdrawn=lambda: around.office.endings.gone(study),
         )
         return WardStrategy(desk=desk, state=around.state, finish=self._release)
 

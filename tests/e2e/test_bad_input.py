@@ -224,3 +224,10 @@ def test_an_abort_that_nobody_meant(fed: Federation, monkeypatch: pytest.MonkeyP
     assert (outcome.code, outcome.error) == (1, "not-aborted")
     (study,) = wardround("server", "status", "--home", fed.server, "--json").json["studies"]
     assert study["aborted"] is None
+
+
+def test_enrolling_again_must_be_said(fed: Federation, tmp_path: Path):
+    home, invite = fed.home(fed.sites[0]), fed.folder / f"{fed.sites[0]}.invite"
+    for options in (("--home", tmp_path / "new"), ("--home", home, "--again", "--approver-key", tmp_path / "k")):
+        outcome = wardround("client", "enroll", invite, *options, "--json")
+        assert (outcome.code, outcome.error) == (1, "enroll-how")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peers.federation import Federation, ok, wardround
+from peers.retention import undescribed
 
 from wardround_common.privacy.accountant import price
 from wardround_common.privacy.mechanism import SubsampledGaussian
@@ -31,7 +32,10 @@ def test_a_study_from_keys_to_a_released_adapter(fed: Federation, tmp_path: Path
     told = ok("server", "release", "tiny", "--home", fed.server, "--out", release)
     _epsilon_follows_from_the_log_alone(fed, entries, told["privacy"]["epsilon"])
     _stock_peft_loads(release, fed.model)
+    assert undescribed(fed.server, "Server") == []
+    assert not (fed.server / "studies" / "tiny" / "update.key").exists(), "the study is over: nothing may be opened"
     for site in fed.sites:
+        assert undescribed(fed.home(site), "Hospital", besides=["texts.csv"]) == []
         status = ok("client", "status", "--home", fed.home(site))
         assert status["phase"] == "done"
         (row,) = status["ledger"]

@@ -183,3 +183,12 @@ def test_who_has_left_is_not_told(world: World) -> None:
     world.leave(SITE, world.study)
     world.endings.abort(world.study, "too-few-members")
     assert world.endings.to_tell(world.study) == SITES[1:]
+
+
+def test_a_member_with_another_identity_counts_as_gone(world: World) -> None:
+    with world.database.transaction() as db:
+        other = public_key_text(Ed25519PrivateKey.generate().public_key())
+        db.execute("UPDATE members SET identity = ? WHERE site = ?", (other, SITE))
+    assert world.endings.gone(world.study) == {SITE}
+    assert world.endings.due(world.study) == "too-few-members"
+    assert SITE not in world.endings.to_tell(world.study)
