@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers.federation import Federation, federation, wardround, write_texts
+from peers.federation import Federation, federation, ok, wardround, write_texts
 
 from wardround_client import config as client_config
 from wardround_common.config import load_yaml
@@ -81,6 +81,27 @@ def test_a_budget_that_does_not_suffice_says_how_much_is_missing(fed: Federation
     assert "missing" in outcome.json["error"]["message"]
     fed.write_policy(site)
     _still_fine(fed, site)
+
+
+def test_fewer_records_than_the_policy_asks_for(fed: Federation, site: str):
+    fed.write_policy(site, min_units=61)
+    outcome = fed.approve(site)
+    assert (outcome.code, outcome.error) == (1, "data-too-few-units")
+    assert "holds 60 records" in outcome.json["error"]["message"]
+    fed.write_policy(site, min_units=50)
+    _still_fine(fed, site)
+
+
+def test_the_ledger_says_beforehand_how_much_would_fit(fed: Federation):
+    site = fed.sites[2]
+    fed.write_policy(site, lifetime_epsilon=5.0)
+    found = ok("client", "ledger", "plan", "tiny", "--home", fed.home(site))
+    assert found["rounds_that_fit"] < found["rounds_planned"] == 2
+    fed.write_policy(site)
+    found = ok("client", "ledger", "plan", "tiny", "--home", fed.home(site))
+    assert found["rounds_that_fit"] >= 2
+    assert found["plans"][0]["fits"]
+    assert found["plans"][0]["epsilon"] < found["plans"][0]["epsilon_replaced"]
 
 
 def test_a_model_with_another_digest_is_refused(fed: Federation, site: str, tmp_path: Path):
