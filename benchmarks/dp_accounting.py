@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Figure, Options, at_most, interleaved, main, median, wall_seconds
@@ -82,10 +83,8 @@ def _rounds(count: int) -> Iterator[Figure]:
         for round_ in range(1, count + 1):
             plan, body = sha256_digest(b"%d" % round_), bytes(2_000)
             sealed = BlobRef(digest=plan, length=1)
-            begun.append(wall_seconds(lambda r=round_, p=plan: ledger.begin(study, r, p)))
-            committed.append(
-                wall_seconds(lambda r=round_, p=plan, b=body, s=sealed: ledger.commit(study, r, p, b, b, s))
-            )
+            begun.append(wall_seconds(partial(ledger.begin, study, round_, plan)))
+            committed.append(wall_seconds(partial(ledger.commit, study, round_, plan, body, body, sealed)))
     yield median("beginning a round in the ledger", begun, "s", note="wall time, with fdatasync")
     yield median("committing a round's answer", committed, "s", note="wall time, with fdatasync")
 

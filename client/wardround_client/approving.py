@@ -119,10 +119,13 @@ class Approver:
         require_digest(folder, study.model.content)
 
     def budget(self, considered: Considered) -> Budget:
-        """Return the lifetime budget that the study would be charged to."""
+        """Return the lifetime budget that the study would be charged to, as if it were not reserved yet."""
         policy = considered.policy
         return self.ledger.budget(
-            cap_epsilon=policy.lifetime_epsilon, cap_delta=policy.lifetime_delta, space=self._space(considered)
+            cap_epsilon=policy.lifetime_epsilon,
+            cap_delta=policy.lifetime_delta,
+            space=self._space(considered),
+            without=considered.study.sha256(),
         )
 
     def _require_room(self, considered: Considered) -> None:

@@ -18,12 +18,10 @@ from wardround_client.ledger import Ledger
 from wardround_client.ledger_budget import Budget, percent, plan_of
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
-from wardround_common.errors import BudgetError, ConfigError, PolicyError
+from wardround_common.errors import ConfigError, PolicyError
 from wardround_common.output import Output, progress
-from wardround_common.plain_words import explain
+from wardround_common.plain_words import cost, explain
 from wardround_common.policy import Clause
-from wardround_common.privacy.accountant import every_site_price
-from wardround_common.study import Study
 
 
 def check(study: StudyName, home: HomeOption = Path(), as_json: AsJson = False) -> None:
@@ -89,29 +87,13 @@ def open_approver(home: Path) -> Iterator[Approver]:
 def _show(out: Output, considered: Considered, budget: Budget) -> None:
     for sentence in explain(considered.study):
         out.say(f"- {sentence}")
-    price = considered.price
-    out.say(
-        f"This plan costs ε = {price.epsilon:.3f} at δ = {price.delta:g} per {price.unit} at this site "
-        f"({price.adjacency}, {price.accountant}); ε = {price.epsilon_replaced:.3f} if neighbours differ by one "
-        f"{price.unit} replaced. A {price.unit} that is at every one of the {len(considered.study.cohort.members)} "
-        f"hospitals is protected by {every_site(considered.study)} only."
-    )
+    out.say(cost(considered.study))
     cap = budget.cap
     out.say(
         f"Lifetime budget of this hospital, ε = {cap.epsilon:g} at δ = {cap.delta:g}: this plan takes "
         f"{percent(budget.share(plan_of(considered.study)))} of it; {percent(budget.taken.left)} is not reserved now."
     )
     _show_clauses(out, considered.clauses)
-
-
-def every_site(study: Study) -> str:
-    """Return the composed worst case, for a unit that is present at every member, in words."""
-    mechanism, rounds = plan_of(study)
-    try:
-        price = every_site_price([mechanism] * rounds, study.privacy.delta, sites=len(study.cohort.members))
-    except BudgetError:
-        return "nothing (its ε would be above 100)"
-    return f"ε = {price.epsilon:.3f}"
 
 
 def _show_clauses(out: Output, clauses: Sequence[Clause]) -> None:

@@ -115,13 +115,15 @@ class Ledger:
                     next_step=f"leave it there: a budget of its own ({space}) would forget what was spent",
                 )
 
-    def budget(self, *, cap_epsilon: float, cap_delta: float, space: str = DEFAULT_SPACE) -> Budget:
-        """Return a lifetime budget with all reservations in it.
+    def budget(
+        self, *, cap_epsilon: float, cap_delta: float, space: str = DEFAULT_SPACE, without: str | None = None
+    ) -> Budget:
+        """Return a lifetime budget with all reservations in it, but for those of the study with digest `without`.
 
         Raises:
             StorageError: the ledger cannot be read.
         """
-        return self._budget(Cap(epsilon=cap_epsilon, delta=cap_delta), space)
+        return self._budget(Cap(epsilon=cap_epsilon, delta=cap_delta), space, without)
 
     def began(self, study: str, round_: int) -> bool:
         """Return whether a round began; it is spent then.
@@ -266,8 +268,9 @@ class Ledger:
         """Return every round that began, in that order."""
         return tuple(round_rows(self._store))
 
-    def _budget(self, cap: Cap, space: str) -> Budget:
-        plans = tuple(row.charged for row in reserved(self._store) if row.space == space)
+    def _budget(self, cap: Cap, space: str, without: str | None = None) -> Budget:
+        rows = [row for row in reserved(self._store) if row.space == space and row.study != without]
+        plans = tuple(row.charged for row in rows)
         return Budget(cap=cap, plans=plans, order=renyi_order(self._store, space))
 
     def _insert(self, study: Study, price: Price, order: int, space: str) -> None:

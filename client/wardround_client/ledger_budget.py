@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from wardround_common.errors import BudgetError
-from wardround_common.privacy.composition import MIN_NOISE_MULTIPLIER, compose
+from wardround_common.privacy.composition import MAX_STEPS, MIN_NOISE_MULTIPLIER, compose
 from wardround_common.privacy.lifetime import Cap, Lifetime, best_order, lifetime, needed_epsilon, renyi_epsilon
 from wardround_common.privacy.mechanism import SubsampledGaussian
 from wardround_common.study import MAX_ROUNDS, Study
@@ -73,8 +73,8 @@ class Budget:
     def rounds_that_fit(self, plan: Plan) -> int:
         """Return how many rounds like `plan`'s fit beside all reservations, at most the largest plan that exists."""
         record, _ = plan
-        order = self.order_for(plan)
-        low, high = 0, MAX_ROUNDS + 1
+        order, taken = self.order_for(plan), sum(one.steps * times for one, times in self.plans)
+        low, high = 0, min(MAX_ROUNDS, max(0, MAX_STEPS - taken) // record.steps) + 1
         while high - low > 1:
             middle = (low + high) // 2
             used = lifetime([*self.plans, (record, middle)], self.cap, order).used

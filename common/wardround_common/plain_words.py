@@ -5,11 +5,13 @@ Rules.
   the purpose, which is quoted as such.
 - ε never stands alone: δ, unit and adjacency stand beside it.
 - What the study does *not* protect against is said in the same list.
-Not done here: whether the policy allows it (`policy.review`), what is left of the budget (ledger).
+Not done here: whether the policy allows it (`policy.review`), what is left of the budget (the client's ledger).
 
     >>> for sentence in explain(study): ...  # doctest: +SKIP
 """
 
+from wardround_common.errors import BudgetError
+from wardround_common.privacy.accountant import plan_price, price_repeated
 from wardround_common.study import Cohort, Study
 from wardround_common.study_file import CohortFile
 
@@ -42,6 +44,29 @@ def explain(study: Study) -> tuple[str, ...]:
         f"{study.cohort.witness_quorum} of {len(study.cohort.members)} hospitals must cosign it before the next round.",
         f"What leaves the hospital: {'; '.join(LEAVES_THE_HOSPITAL)}. Nothing else.",
     )
+
+
+def cost(study: Study) -> str:
+    """Return the sentence on what the whole plan costs, under both relations, and at worst over all members.
+
+    Raises:
+        BudgetError: the plan cannot be priced.
+    """
+    price, sites = plan_price(study.privacy), len(study.cohort.members)
+    return (
+        f"This plan costs ε = {price.epsilon:.3f} at δ = {price.delta:g} per {price.unit} at this site "
+        f"({price.adjacency}, {price.accountant}); ε = {price.epsilon_replaced:.3f} where neighbours differ by one "
+        f"{price.unit} replaced. A {price.unit} that is at every one of the {sites} hospitals: {_everywhere(study)}."
+    )
+
+
+def _everywhere(study: Study) -> str:
+    rounds = study.privacy.rounds + study.privacy.spare_rounds
+    record, sites = study.mechanism(study.cohort.members[0].name, 1), len(study.cohort.members)
+    try:
+        return f"ε = {price_repeated([(record, rounds * sites)], study.privacy.delta).epsilon:.3f}"
+    except BudgetError:
+        return "ε above 100, not protected"
 
 
 def vanishing(cohort: Cohort | CohortFile) -> str:

@@ -19,7 +19,7 @@ from wardround_common.errors import ConfigError
 from wardround_common.files import write_durably
 from wardround_common.logging import configure_logging
 from wardround_common.output import Output, progress, show_findings, show_or_watch
-from wardround_common.plain_words import explain, vanishing
+from wardround_common.plain_words import cost, explain, vanishing
 from wardround_common.privacy.accountant import plan_price
 from wardround_common.signing import fingerprint
 from wardround_common.study import Study
@@ -165,6 +165,7 @@ def propose_(
         study = propose(office, file).study
     for sentence in explain(study):
         out.say(f"- {sentence}")
+    out.say(f"- {cost(study)}")
     out.say(f"signed study {study.name}, digest {study.sha256()}")
     out.say(f"next, at every member: wardround client approve {study.name} --home client --approver-key approver.key")
     out.result({"study": study.sha256(), "name": study.name, "privacy": _privacy(study)})
@@ -288,6 +289,7 @@ def _privacy(study: Study) -> dict[str, Any]:
     price = plan_price(study.privacy)
     return {
         "epsilon": price.epsilon,
+        "epsilon_replaced": price.epsilon_replaced,
         "delta": price.delta,
         "unit": price.unit,
         "adjacency": price.adjacency,

@@ -391,6 +391,17 @@ def test_rounds_and_noise_that_fit_are_exact(ledger):
     assert not budget.fits((large[0].model_copy(update={"noise_multiplier": noise - 1e-4}), 200))
 
 
+def test_a_reserved_study_can_be_looked_at_as_if_it_were_not(ledger):
+    ledger.reserve(STUDY, **CAP)
+    ledger.reserve(study("second"), **CAP)
+    assert ledger.budget(**CAP, without=DIGEST).taken.used == pytest.approx(ledger.budget(**CAP).taken.used / 2)
+
+
+def test_rounds_that_fit_stay_within_what_can_be_priced(ledger):
+    long = study("long", steps_per_round=9_000, noise_multiplier=500.0, sample_rate=0.001)
+    assert ledger.budget(**CAP).rounds_that_fit(plan_of(long)) == 11  # 100,000 steps
+
+
 def test_nothing_fits_where_the_cap_is_below_its_own_overhead(ledger):
     budget = ledger.budget(cap_epsilon=1e-4, cap_delta=1e-9)
     assert budget.rounds_that_fit(plan_of(STUDY)) == 0

@@ -51,6 +51,38 @@ def test_normal():
     assert np.abs(expected - np.arange(len(grid)) * (n // 200) / n).max() < 1.95 / np.sqrt(n)
 
 
+def test_tails_are_gaussian():
+    """Box and Muller from 53 bits reaches beyond 8; a truncated or uniform-sum generator would lack its tail."""
+    n = 4_000_000
+    values = np.abs(KeystreamRandomness(b"t" * 32).normal(n))
+    for limit, probability in ((3, 2.6998e-3), (4, 6.3342e-5), (5, 5.733e-7)):
+        expected = n * probability
+        assert abs((values > limit).sum() - expected) < 5 * np.sqrt(expected) + 3
+    assert values.max() > 4.9
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.05, 1e-3, 1.0])
+def test_coins_fall_with_the_sample_rate_and_independently(rate):
+    """What a Poisson draw needs: every coin by itself, step by step, with probability `rate`."""
+    steps, units = 400, 2_000
+    randomness = KeystreamRandomness(b"c" * 32)
+    coins = np.stack([randomness.uniform(units) < rate for _ in range(steps)])
+    n = steps * units
+    assert abs(coins.sum() - n * rate) <= 5 * np.sqrt(n * rate * (1 - rate)) + 1e-9
+    drawn = coins.sum(axis=1)
+    assert np.isclose(drawn.var(), units * rate * (1 - rate), rtol=5 * np.sqrt(2 / steps) + 0.05, atol=1e-9)
+    pairs = (coins[:, :-1] & coins[:, 1:]).sum()
+    assert abs(pairs - steps * (units - 1) * rate**2) <= 5 * np.sqrt(n * rate**2 * (1 - rate**2)) + 3
+    again = (coins[:-1] & coins[1:]).sum()
+    assert abs(again - (steps - 1) * units * rate**2) <= 5 * np.sqrt(n * rate**2 * (1 - rate**2)) + 3
+
+
+def test_noise_and_coins_of_one_stream_are_independent():
+    randomness = KeystreamRandomness(b"i" * 32)
+    pairs = [(randomness.uniform(1_000).mean(), randomness.normal(1_000).mean()) for _ in range(400)]
+    assert abs(np.corrcoef(np.array(pairs).T)[0, 1]) < 5 / np.sqrt(400)
+
+
 def test_nothing_for_nothing():
     randomness = KeystreamRandomness(bytes(32))
     assert randomness.bytes(0) == b""

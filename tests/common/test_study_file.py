@@ -8,7 +8,8 @@ from peers.studies import REVIEWER, Cast, make_study
 
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import ConfigError
-from wardround_common.plain_words import LEAVES_THE_HOSPITAL, explain, vanishing
+from wardround_common.plain_words import LEAVES_THE_HOSPITAL, cost, explain, vanishing
+from wardround_common.privacy.accountant import price
 from wardround_common.study import Cohort, Member, Reviewer, Server, Study
 from wardround_common.study_file import StudyFile, compile_study, thresholds
 from wardround_common.study_template import template_study
@@ -162,3 +163,17 @@ def test_explains_an_instruction_study() -> None:
     text = "\n".join(explain(study))
     assert "answer column 'prompt' as column 'response' does" in text
     assert "no member colludes" in text
+
+
+def test_the_cost_in_words_has_both_relations_and_the_worst_case_over_all_members() -> None:
+    study = make_study(Cast())
+    rounds = study.privacy.rounds * len(study.cohort.members)
+    everywhere = price([study.mechanism("general", 1)] * rounds, study.privacy.delta).epsilon
+    alone = price([study.mechanism("general", 1)] * study.privacy.rounds, study.privacy.delta)
+    said = cost(study)
+    for number in (alone.epsilon, alone.epsilon_replaced, everywhere):
+        assert f"ε = {number:.3f}" in said
+    assert alone.epsilon < alone.epsilon_replaced
+    assert "add-or-remove-one" in said
+    loud = study.privacy.model_copy(update={"noise_multiplier": 0.2, "sample_rate": 1.0, "rounds": 1})
+    assert "ε above 100, not protected" in cost(study.model_copy(update={"privacy": loud}))

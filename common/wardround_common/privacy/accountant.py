@@ -137,7 +137,7 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> f
     def cost(grid_point: int) -> float:
         noise = grid_point / _DECIMALS
         composition = Composition(unit="record", adjacency="add-or-remove-one", steps={(sample_rate, noise): steps})
-        upper = epsilon_rdp(require_priceable(composition), delta)
+        upper = epsilon_rdp(require_priceable(composition), delta).epsilon
         return upper if upper > MAX_EPSILON else _epsilon_pld(composition, delta, upper)
 
     target = math.floor(epsilon * _DECIMALS + 1e-9) / _DECIMALS  # prices are rounded up
@@ -155,21 +155,20 @@ def _price_once(
 ) -> Price:
     composition = Composition(unit=unit, adjacency=adjacency, steps=dict(steps))
     upper = epsilon_rdp(composition, delta)
-    if not upper <= MAX_EPSILON:
+    if not upper.epsilon <= MAX_EPSILON:
         raise BudgetError(
             "epsilon-not-meaningful",
-            f"the plan's ε is about {upper:.3g}, above {MAX_EPSILON:g}: it protects nobody",
+            f"the plan's ε is about {upper.epsilon:.3g}, above {MAX_EPSILON:g}: it protects nobody",
             next_step="ask the operator for a study with more noise or fewer rounds",
         )
-    epsilon = _checked(composition, delta, upper)
     return Price(
-        epsilon=epsilon,
-        epsilon_replaced=_checked(composition, delta, epsilon_rdp(composition, delta, replaced=True), replaced=True),
+        epsilon=_checked(composition, delta, upper.epsilon),
+        epsilon_replaced=_checked(composition, delta, upper.replaced, replaced=True),
         delta=delta,
         unit=composition.unit,
         adjacency=composition.adjacency,
         accountant=f"PLD (dp-accounting {_library_version()})",
-        epsilon_rdp=upper,
+        epsilon_rdp=upper.epsilon,
         steps=composition.total,
     )
 

@@ -18,18 +18,28 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from wardround_common.privacy.composition import Composition
 
-RDP_ORDERS = (*(1 + k / 8 for k in range(2, 88)), *range(12, 64), 72, 96, 128, 192, 256, 384, 512, 768, 1024)
+RDP_ORDERS = (*(1 + k / 8 for k in range(2, 88)), *range(12, 32), *range(32, 72, 4), 72, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Dense where ε between 1 and 100 has its best order, then up to what ε of 0.01 needs."""
 
 _THRESHOLDS = 48
+_MEANINGFUL = 150.0  # ε above it is refused anyway, and its exponentials leave the range of floats
 _LEFT_OUT = 1e-35  # bound on the weight of hits that the attack does not look at
 
 
-def epsilon_rdp(composition: Composition, delta: float, *, replaced: bool = False) -> float:
-    """Return ε at `delta` by dp-accounting's Rényi accountant (an upper bound; may be infinite)."""
+@dataclass(frozen=True, kw_only=True)
+class UpperBounds:
+    """ε by the Rényi accountant, for both neighbouring relations; may be infinite."""
+
+    epsilon: float
+    replaced: float
+
+
+def epsilon_rdp(composition: Composition, delta: float) -> UpperBounds:
+    """Return what dp-accounting's Rényi accountant says at `delta`: upper bounds."""
     import dp_accounting
     from dp_accounting import rdp
 
@@ -39,13 +49,14 @@ def epsilon_rdp(composition: Composition, delta: float, *, replaced: bool = Fals
             event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
             accountant.compose(event, count)
         alone = float(accountant.get_epsilon(delta))
-        return _twice(lambda epsilon: float(accountant.get_delta(epsilon)), alone, delta) if replaced else alone
+        twice = _twice(lambda epsilon: float(accountant.get_delta(epsilon)), alone, delta)
+    return UpperBounds(epsilon=alone, replaced=twice)
 
 
 def _twice(delta_at: Callable[[float], float], alone: float, delta: float) -> float:
     """Return the least 2ε with (1 + exp ε) δ(ε) <= delta, for two neighbours in a row (Vadhan 2017, lemma 2.2)."""
     low, high = alone, 4 * alone + 10
-    if not math.isfinite(alone) or (1 + math.exp(high)) * delta_at(high) > delta:
+    if not alone < _MEANINGFUL or (1 + math.exp(high)) * delta_at(high) > delta:
         return math.inf
     while high - low > 1e-3:
         middle = (low + high) / 2
