@@ -177,7 +177,7 @@ def _checked(composition: Composition, delta: float, upper: float, *, replaced: 
     """Return PLD's ε, rounded up, if it lies between the attack and `upper`."""
     epsilon = _epsilon_pld(composition, delta, upper, replaced=replaced)
     lower = epsilon_attacked(composition, delta, replaced=replaced)
-    if not lower - ATTACK_SLACK <= epsilon <= upper + RDP_SLACK:
+    if not (math.isfinite(epsilon) and lower - ATTACK_SLACK <= epsilon <= upper + RDP_SLACK):
         raise BudgetError(
             "accounting-disagrees",
             f"PLD says ε = {epsilon:.4g}, which is not between {lower:.4g} (attack) and {upper:.4g} (RDP)",
