@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from wardround_common.privacy.composition import Composition
 
-RDP_ORDERS = (*(1 + k / 8 for k in range(2, 88)), *range(12, 32), *range(32, 72, 4), 72, 96, 128, 192, 256, 384, 512, 768, 1024)
+_SPARSE = (72, 96, 128, 192, 256, 384, 512, 768, 1024)
+RDP_ORDERS = (*(1 + k / 8 for k in range(2, 88)), *range(12, 32), *range(32, 72, 4), *_SPARSE)
 """Dense where ε between 1 and 100 has its best order, then up to what ε of 0.01 needs."""
 
 _THRESHOLDS = 48
