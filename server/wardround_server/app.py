@@ -18,7 +18,7 @@ from pathlib import Path
 from wardround_common import __version__
 from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopped
 from wardround_common.documents import sha256_digest
-from wardround_common.errors import StorageError
+from wardround_common.errors import StorageError, VerificationError
 from wardround_common.files import sync_folder
 from wardround_common.identity.address import Address
 from wardround_common.logging import get_logger
@@ -96,6 +96,7 @@ class Daemon:
         self._notices = AbortNotices(hub=self._hub, endings=office.endings)
         self._runners: dict[str, StudyRunner] = {}
         self._publisher = Publisher(audit)
+        self._damaged: frozenset[str] = frozenset()
         self._keys = office.keys
         self._next_renewal = 0.0
 
@@ -141,7 +142,11 @@ class Daemon:
     def _tick(self) -> None:
         self._publisher.check()
         self._log_waiting_events()
-        for proposal in self._office.shelf.all():
+        stored = self._office.shelf.read()
+        self._report_damaged({name: found for name, found in stored.items() if isinstance(found, VerificationError)})
+        for proposal in stored.values():
+            if isinstance(proposal, VerificationError):
+                continue
             abort = self._office.endings.aborted(proposal.study.sha256())
             if abort is not None:
                 self._end(proposal, abort)
@@ -193,6 +198,12 @@ class Daemon:
             log.info("study starts", study=name, digest=proposal.study.sha256())
             self._runners[name] = StudyRunner(proposal, self._grid(proposal.study), self._around)
             self._runners[name].start()
+
+    def _report_damaged(self, damaged: dict[str, VerificationError]) -> None:
+        """Say once for each study whose stored file was changed that nobody is offered it any more."""
+        for name in damaged.keys() - self._damaged:
+            log.error("a stored study does not verify and is offered to nobody", study=name, code=damaged[name].code)
+        self._damaged = frozenset(damaged)
 
     def _end(self, proposal: Proposal, abort: Envelope) -> None:
         """Stop an aborted study where it is, and tell its members."""

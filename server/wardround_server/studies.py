@@ -3,6 +3,7 @@
 Rules.
 - A study's text never changes after `propose`; only signatures are added to its envelope.
 - A member is offered the studies that name its identity, after the proposal stands in the audit log.
+- A stored study that no longer verifies is offered to nobody and run by nobody; the others are.
 - A co-signature counts only if it is the caller's own, over exactly the stored bytes; it is durable
   and queued for the audit log before the call is answered.
 Not done here: whether the members of a study are enrolled (propose checks that), transport.
@@ -84,21 +85,33 @@ class StudyShelf:
         return frozenset(e.study for e in queued if isinstance(e, StudyCreated))
 
     def all(self) -> tuple[Proposal, ...]:
-        """Return all studies, by name."""
-        return tuple(self.get(name) for name in self.home.study_names())
+        """Return all studies that verify, by name."""
+        return tuple(found for found in self.read().values() if isinstance(found, Proposal))
 
     def get(self, reference: str) -> Proposal:
         """Return the study with this name or digest.
 
         Raises:
             ConfigError: there is none.
+            VerificationError: the study of this name does not verify.
         """
-        for name in self.home.study_names():
-            envelope = Envelope.from_bytes(self.home.study(name).read_bytes())
-            study = open_proposed(envelope, self.operator)
-            if reference in (name, study.sha256()):
-                return Proposal(study=study, envelope=envelope)
+        for name, found in self.read().items():
+            if isinstance(found, Proposal) and reference in (name, found.study.sha256()):
+                return found
+            if isinstance(found, VerificationError) and reference == name:
+                raise found
         raise study_unknown(f"no study called {reference}")
+
+    def read(self) -> dict[str, Proposal | VerificationError]:
+        """Return every stored study by name, or why it does not verify: somebody changed its file."""
+        found: dict[str, Proposal | VerificationError] = {}
+        for name in self.home.study_names():
+            try:
+                envelope = Envelope.from_bytes(self.home.study(name).read_bytes())
+                found[name] = Proposal(study=open_proposed(envelope, self.operator), envelope=envelope)
+            except VerificationError as error:
+                found[name] = error
+        return found
 
     # -- what members ask (any other name or digest does not exist for them)
 

@@ -140,6 +140,8 @@ def test_a_study_altered_on_the_server_is_refused(fed: Federation, site: str):
     envelope["payload"] = base64.b64encode(payload).decode()
     path.write_text(json.dumps(envelope, sort_keys=True, separators=(",", ":")))
     assert fed.approve(site).code == 1
+    fed.wait(lambda: "offered to nobody" in fed.log_of("server"), "the server to notice")
+    assert fed.listens()  # and it goes on: other studies do not suffer
     path.write_bytes(genuine)
     _still_fine(fed, site)
 
