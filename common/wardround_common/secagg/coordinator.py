@@ -103,6 +103,10 @@ class KeyBook:
         entries = tuple(entry for _, entry in sorted(self._entries.items()))
         return key_set(self._rules, KeyList(round=self.round, entries=entries))
 
+    def has(self, index: int) -> bool:
+        """Return whether a member's keys are here."""
+        return index in self._verified
+
     def peer(self, index: int) -> PeerKeys:
         """Return a member's verified keys."""
         return self._verified[index]
@@ -138,7 +142,7 @@ class ParcelBook:
         index = self._rules.index(site)
         if index is None or found.sender != index or found.round != self.round or found.keys != self.beacon:
             raise opening_invalid(site, "they are another member's, round's or key set's")
-        wanted = [i for i in self._rules.holders(index, self.beacon) if i != index and self._offered(i)]
+        wanted = [i for i in self._rules.holders(index, self.beacon) if i != index and self.keys.has(i)]
         if [receiver for receiver, _ in found.parcels] != wanted:
             raise opening_invalid(site, "a member is missing")
         document = Parcels(
@@ -183,9 +187,6 @@ class ParcelBook:
     def parcel(self, sender: int, receiver: int) -> Parcel:
         """Return what `sender` wrote to `receiver`."""
         return self._parcels[sender][receiver]
-
-    def _offered(self, index: int) -> bool:
-        return self._rules.names[index] in self.keys.sites
 
 
 class Collection:
@@ -284,7 +285,9 @@ class Openings:
         self._collection = collection
         self._parcels = collection.parcels
         self._digest = derive.digest(survivors)
-        self._alive = tuple(i for i, name in enumerate(self._rules.names) if name in survivors.survivors)
+        alive = frozenset(survivors.survivors)
+        self._alive = tuple(i for i, name in enumerate(self._rules.names) if name in alive)
+        self._roster = frozenset(collection.parcels.roster)
         self._openings: dict[int, Opening] = {}
 
     def add(self, site: str, frame: bytes) -> None:
@@ -326,7 +329,7 @@ class Openings:
         return [*self._self_masks(released, context), *self._pair_masks(released, context)]
 
     def _near(self, index: int) -> list[int]:
-        return [i for i in self._rules.holders(index, self._parcels.beacon) if i in self._parcels.roster]
+        return [i for i in self._rules.holders(index, self._parcels.beacon) if i in self._roster]
 
     _boxed = _near
 
