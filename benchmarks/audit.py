@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from benchmarks import audit_report
+from benchmarks import audit_log, audit_report
 from benchmarks.harness import Figure, Options, main
 
-PARTS = (audit_report.measure,)
+PARTS = (audit_log.measure, audit_report.measure)
 
 
 def measure(options: Options) -> Iterator[Figure]:

@@ -241,6 +241,7 @@ def inclusion_proof(index: int, size: int, fetch: Fetch) -> tuple[bytes, ...]:
     """Return the proof that entry `index` is in the tree of `size` entries (RFC 6962 2.1.1)."""
     if not 0 <= index < size:
         raise ValueError(f"no entry {index} in a tree of {size}")
+    fetch = _remembering(fetch)
     proof, low, high = [], 0, size
     while high - low > 1:
         middle = low + _split_point(high - low)
@@ -259,6 +260,7 @@ def consistency_proof(old_size: int, size: int, fetch: Fetch) -> tuple[bytes, ..
         raise ValueError(f"a tree of {size} has no beginning of {old_size}")
     if old_size in (0, size):
         return ()
+    fetch = _remembering(fetch)
     proof, low, high, whole = [], 0, size, True
     while old_size != high:
         middle = low + _split_point(high - low)
@@ -287,7 +289,8 @@ def range_hash(low: int, high: int, size: int, fetch: Fetch) -> bytes:
         first = low >> (8 * level)
         index = first // TILE_WIDTH
         width = min(TILE_WIDTH, (size >> (8 * level)) - index * TILE_WIDTH)
-        return root_of(_split(fetch(level, index, width))[first % TILE_WIDTH :][: 1 << inside])
+        start = HASH_BYTES * (first % TILE_WIDTH)
+        return root_of(_split(fetch(level, index, width)[start : start + (HASH_BYTES << inside)]))
     middle = low + _split_point(count)
     return node_hash(range_hash(low, middle, size, fetch), range_hash(middle, high, size, fetch))
 
@@ -348,6 +351,18 @@ def verify_consistency(old_size: int, old_root: bytes, size: int, root: bytes, p
         at, last = at >> 1, last >> 1
     if last or old != old_root or new != root:
         raise _bad_proof(f"the tree of {size} does not begin with the known tree of {old_size}")
+
+
+def _remembering(fetch: Fetch) -> Fetch:
+    """Return `fetch` that asks once for each tile: a proof takes up to eight hashes from one."""
+    tiles: dict[tuple[int, int], bytes] = {}
+
+    def remembered(level: int, index: int, width: int) -> bytes:
+        if (level, index) not in tiles:
+            tiles[level, index] = fetch(level, index, width)
+        return tiles[level, index]
+
+    return remembered
 
 
 def _split_point(count: int) -> int:
