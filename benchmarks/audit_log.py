@@ -2,7 +2,8 @@
 
 Rules. Attacks are those of the test suite (`tests/peers/auditattacks.py`), in larger numbers. The log for the speed of
 verifying is written with real seals. Durable events go through real files with real syncs, into a folder below the
-system's temporary one; wall-clock figures say so and depend on what else the machine does. A part of `./run bench audit`.
+system's temporary one; wall-clock figures say so and depend on what else the machine does. A part of
+`./run bench audit`.
 """
 
 import os
