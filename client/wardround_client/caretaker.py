@@ -27,6 +27,9 @@ TICK_S = 0.5
 RENEWAL_CHECK_S = 3_600.0
 """A certificate is due four months of a year's lifetime before its end: an hour is often enough."""
 
+ASKED_AGAIN_S = 600.0
+"""A server that asks at every connect gets no more than six renewals an hour."""
+
 KILLED_EXIT_CODE = 3
 """Tells a supervisor's log that a person threw the kill switch."""
 
@@ -52,7 +55,7 @@ class Caretaker:
         training_hours: of the signed policy.
         line: the session.
         board: the local status.
-        renew: renews the certificate if it is due and makes the session use it; may raise.
+        renew: renews the certificate if it is due, or (True) in any case, and makes the session use it; may raise.
         clock: seconds, monotonic.
         local_time: this machine's local time.
         end: ends the process at once.
@@ -62,12 +65,14 @@ class Caretaker:
     training_hours: tuple[str, ...]
     line: Line
     board: StatusBoard
-    renew: Callable[[], None]
+    renew: Callable[[bool], None]
     clock: Callable[[], float]
     local_time: Callable[[], datetime] = datetime.now
     end: Callable[[int], object] = os._exit
     _state: Presence = field(default=Presence(here=True), repr=False)
     _next_renewal: float = field(default=0.0, repr=False)
+    _asked: bool = field(default=False, repr=False)
+    _next_asked: float = field(default=0.0, repr=False)
 
     def tick(self) -> None:
         """Look once, and act on what changed."""
@@ -76,9 +81,17 @@ class Caretaker:
             self.board.show(phase="stopped", message="stopped by the kill switch")
             self.end(KILLED_EXIT_CODE)
         self._follow(presence(self.home, self.training_hours, self.local_time()))
-        if self._state.here and self.clock() >= self._next_renewal:
-            self._next_renewal = self.clock() + RENEWAL_CHECK_S
-            self._renew()
+        now = self.clock()
+        if self._state.here and self._asked and now >= self._next_asked:
+            self._asked, self._next_asked, self._next_renewal = False, now + ASKED_AGAIN_S, now + RENEWAL_CHECK_S
+            self._renew(True)
+        elif self._state.here and now >= self._next_renewal:
+            self._next_renewal = now + RENEWAL_CHECK_S
+            self._renew(False)
+
+    def ask_renewal(self) -> None:
+        """Renew at the next tick: the server's authority changes. May be called from any thread."""
+        self._asked = True
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop` is set."""
@@ -96,8 +109,8 @@ class Caretaker:
             log.info("staying away", why=now.why)
             self.line.pause(now.why)
 
-    def _renew(self) -> None:
+    def _renew(self, asked: bool) -> None:
         try:
-            self.renew()
+            self.renew(asked)
         except WardroundError as error:
             log.warning("the certificate could not be renewed yet", code=error.code, why=str(error))

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from wardround_client import cli_presence
+from wardround_client.cli_certificate import certificate, request
 from wardround_client.cli_evidence import evidence_app
 from wardround_client.cli_leave import leave
 from wardround_client.cli_ledger import ledger_app
@@ -33,6 +34,8 @@ from wardround_client.site_files import write_site_files
 from wardround_client.status import read_status
 from wardround_common.doctor import healthy
 from wardround_common.errors import ConfigError
+from wardround_common.identity.authority import parse_certificate
+from wardround_common.identity.keys import read_file
 from wardround_common.logging import configure_logging
 from wardround_common.output import Output, progress, show_findings, show_or_watch
 
@@ -49,6 +52,8 @@ client_app.add_typer(evidence_app)
 client_app.command()(check)
 client_app.command()(approve)
 client_app.command()(leave)
+client_app.command()(request)
+client_app.command()(certificate)
 client_app.command()(statement)
 cli_presence.register(client_app)
 
@@ -70,6 +75,10 @@ def enroll(
     new_identity: Annotated[
         bool, typer.Option("--new-identity", help="With --again: replace the identity; somebody else may know it.")
     ] = False,
+    own_certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", help="Signed by the hospital's own authority after `request`.", metavar="FILE"),
+    ] = None,
     proxy: Annotated[
         str | None,
         typer.Option(help="HTTP CONNECT proxy, http://HOST:PORT; one with a password goes into client.toml."),
@@ -91,7 +100,8 @@ def enroll(
     if approver_key is None:
         return _enroll_again(out, invite, home, new_identity=new_identity)
     with progress("making keys and asking the server for a certificate"):
-        done = enrol(invite, home, approver_key=approver_key, proxy=proxy)
+        own = parse_certificate(read_file(own_certificate)) if own_certificate is not None else None
+        done = enrol(invite, home, approver_key=approver_key, own=own, proxy=proxy)
         write_site_files(home, done, proxy=proxy)
     out.say(f"enrolled as {done.site}; wrote client.toml and policy.yaml in {home}")
     out.say(f"this site   {done.fingerprint}   (tell the operator and the other members by telephone)")

@@ -10,6 +10,7 @@ Rules.
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 
 from flwr.app import Context, Message, RecordDict
@@ -62,7 +63,7 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:
         studies = open_site(home, config, ledger, training or Training())
         board = studies.board
-        session = _session(studies, connection)
+        session = _session(studies, connection, asked=lambda: caretaker.ask_renewal())
         threading.Thread(target=_forward, args=(stop, session), name="stop", daemon=True).start()
         caretaker = _caretaker(studies, session)
         caretaker.tick()
@@ -114,11 +115,11 @@ def renew_at_start(home: Home, config: ClientConfig) -> None:
 def _caretaker(studies: SiteStudies, session: Session) -> Caretaker:
     home, config = studies.home, studies.config
 
-    def renew() -> None:
+    def renew(asked: bool) -> None:
         if waiting_withdrawals(home):
             with Calls(Connection.from_home(home.root, address=config.server, proxy=config.proxy)) as calls:
                 send_withdrawals(home, calls, studies.gate.policy.pins.operator)
-        if renew_if_due(home.root, site=config.site, address=config.server, proxy=config.proxy):
+        if renew_if_due(home.root, site=config.site, address=config.server, proxy=config.proxy, asked=asked):
             session.use(Connection.from_home(home.root, address=config.server, proxy=config.proxy))
             log.info("transport certificate renewed while running")
 
@@ -156,7 +157,7 @@ def _forward(stop: threading.Event, session: Session) -> None:
     session.stop()
 
 
-def _session(studies: SiteStudies, connection: Connection) -> Session:
+def _session(studies: SiteStudies, connection: Connection, *, asked: Callable[[], None]) -> Session:
     app = client_app(studies)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
 
@@ -176,4 +177,5 @@ def _session(studies: SiteStudies, connection: Connection) -> Session:
         blobs=studies.blobs,
         studies=studies.home.approved_studies,
         on_state=on_state,
+        on_renew=asked,
     )

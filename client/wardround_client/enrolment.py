@@ -27,6 +27,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
@@ -36,6 +37,7 @@ from wardround_common.identity.authority import (
     certificate_digest,
     certificate_pem,
     make_request,
+    parse_authorities,
     parse_certificate,
     verify_client_certificate,
 )
@@ -77,6 +79,7 @@ def enrol(
     home: Path,
     *,
     approver_key: Path,
+    own: x509.Certificate | None = None,
     proxy: str | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Enrolled:
@@ -94,7 +97,7 @@ def enrol(
         invite.require_fresh(clock())
     _require_new(home)
     _require_usable(approver_key, home)
-    attempt = _Attempt(invite=invite, home=home, approver_key=approver_key, proxy=proxy, clock=clock)
+    attempt = _Attempt(invite=invite, home=home, approver_key=approver_key, own=own, proxy=proxy, clock=clock)
     return attempt.run()
 
 
@@ -153,6 +156,7 @@ class _Attempt:
     invite: Invite
     home: Path
     approver_key: Path | None  # None: enrolling again, the approver stays
+    own: x509.Certificate | None = None  # by the hospital's own authority
     proxy: str | None
     clock: Callable[[], float]
 
@@ -212,10 +216,11 @@ class _Attempt:
         request = make_request(transport, site)
         binding = bind_site(site, identity, transport.public_key())
         with Calls(self._connection()) as calls:
-            received, signed = calls.enrol(site, request, binding.to_bytes())
-        certificate = verify_client_certificate(
-            parse_certificate(received), authority, transport.public_key(), now=self.clock()
-        )
+            mine = self.own.public_bytes(Encoding.DER) if self.own is not None else b""
+            received, signed, _ = calls.enrol(site, request, binding.to_bytes(), mine)
+        certificate = parse_certificate(received)
+        if self.own is None or certificate != self.own:
+            certificate = verify_client_certificate(certificate, authority, transport.public_key(), now=self.clock())
         envelope = Envelope.from_bytes(signed)
         operator = open_operator_binding(
             envelope, operator=self.invite.operator, authority=certificate_digest(authority)
@@ -263,6 +268,24 @@ class _Attempt:
         self._discard()
 
 
+def request_certificate(home: Path, site: str) -> bytes:
+    """Make a transport key, or take the one that waits, and return a PEM request for the hospital's own authority.
+
+    In an enrolled home the key is for `renewal.use_own_certificate`, else for `enrol` with `own`.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    enrolled = (home / "keys" / "transport.pem").exists()
+    path = home / "keys" / "transport.key.new" if enrolled else home / STAGING / "keys" / "transport.key"
+    if not path.exists():
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private_key(path, new_transport_key())
+    request = x509.load_der_x509_csr(make_request(load_transport_key(path), site))
+    return request.public_bytes(Encoding.PEM)
+
+
 def operator_binding(home: Path) -> Binding:
     """Return the operator's binding that this home received at enrolment.
 
@@ -274,7 +297,8 @@ def operator_binding(home: Path) -> Binding:
     """
     envelope = Envelope.from_bytes(read_file(home / "operator.json"))
     claimed = Binding.from_bytes(envelope.payload_bytes())
-    authority = certificate_digest(parse_certificate(read_file(home / "keys" / "ca.pem")))
+    known = [certificate_digest(c) for c in parse_authorities(read_file(home / "keys" / "ca.pem"))]
+    authority = claimed.authority if claimed.authority in known else known[0]
     return open_operator_binding(envelope, operator=claimed.identity, authority=authority)
 
 

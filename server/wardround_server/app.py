@@ -134,9 +134,7 @@ class Daemon:
             blobs=self._blobs,
             withdraw=office.endings.withdraw,
         )
-        credentials = server_credentials(
-            lambda: (self._keys.tls_key, self._keys.tls_certificate), office.keys.authority.pem
-        )
+        credentials = server_credentials(lambda: (self._keys.tls_key, self._keys.tls_certificate), office.trusted)
         return ServerThread(service, listen=office.config.listen or office.config.address, credentials=credentials)
 
     def _tick(self) -> None:

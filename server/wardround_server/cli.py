@@ -25,6 +25,7 @@ from wardround_common.signing import fingerprint
 from wardround_common.study import Study
 from wardround_common.study_file import render_study_file
 from wardround_common.study_template import template_study
+from wardround_server.cli_authority import authority_app
 from wardround_server.cli_evidence import evidence_app
 from wardround_server.doctor import examine_server
 from wardround_server.office import Office, create_home
@@ -42,6 +43,7 @@ server_app = typer.Typer(
 study_app = typer.Typer(name="study", help="Write and propose studies.", no_args_is_help=True, add_completion=False)
 server_app.add_typer(study_app)
 server_app.add_typer(evidence_app)
+server_app.add_typer(authority_app)
 
 HomeOption = Annotated[Path, typer.Option("--home", help="The server's home folder.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from wardround_common.config import Address, Log, MonitorSettings, load_toml
 from wardround_common.config_text import render_toml
-from wardround_common.documents import Document, Name
+from wardround_common.documents import Document, Line, Name
 from wardround_common.study import AgeRecipient
 
 FILE_NAME = "server.toml"
@@ -54,6 +54,12 @@ class ServerConfig(Document):
         default_factory=dict,
         description="Compliance reviewers who can read the audit trail: name and age recipient (age1…).",
         examples=[{"alice": "age1…"}],
+    )
+    hospital_authorities: dict[Name, Line] = Field(
+        default_factory=dict,
+        description="Hospitals that bring certificates of their own authority: site and PEM file of that authority. "
+        "It opens connections for that site alone.",
+        examples=[{"north-ward": "keys/north-ward-ca.pem"}],
     )
     log: Annotated[Log, Field(description="How the server logs; always on stderr.")] = Log()
     monitor: Annotated[MonitorSettings, Field(description="Health and metrics, on this machine only.")] = (

@@ -16,7 +16,7 @@ Not done here: TLS, gRPC, writing the audit log (the events wait in the outbox).
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -25,13 +25,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from wardround_common.audit.events import ClientEnrolled, ClientInvited, ClientRevoked, Event
-from wardround_common.errors import ConfigError, EnrolmentError, ProtocolError
+from wardround_common.errors import ConfigError, EnrolmentError, ProtocolError, VerificationError
 from wardround_common.identity.address import Address
 from wardround_common.identity.authority import (
     Authority,
     certificate_digest,
     certificate_pem,
+    is_issued_by,
+    parse_certificate,
     parse_request,
+    verify_client_certificate,
 )
 from wardround_common.identity.binding import bind_operator, open_site_binding
 from wardround_common.identity.invite import GRACE_DAYS, Invite, invite_expired
@@ -64,15 +67,26 @@ class Operator:
     transport: ec.EllipticCurvePublicKey
     log: str  # C2SP verifier key of the audit log
     certificate_days: float
+    next_authority: Authority | None = None  # while the authority changes: renewals are issued by this one
+    hospital_authorities: Mapping[str, tuple[x509.Certificate, ...]] = field(default_factory=dict)  # by site
 
     @property
     def public_identity(self) -> str:
         """The operator's `ed25519:` identity."""
         return public_key_text(self.identity.public_key())
 
-    def binding(self) -> Envelope:
-        """Return the operator's signed binding, which every hospital receives at enrolment."""
-        return bind_operator(self.name, self.identity, self.transport, log=self.log, authority=self.authority.digest)
+    def binding(self, authority: Authority) -> Envelope:
+        """Return the operator's signed binding, which every hospital receives with its certificate."""
+        return bind_operator(self.name, self.identity, self.transport, log=self.log, authority=authority.digest)
+
+    def issuer(self, *, renewing: bool) -> Authority:
+        """Return who issues: invites pin the present authority, renewals move on to the next one."""
+        return self.next_authority if renewing and self.next_authority is not None else self.authority
+
+    @property
+    def authorities(self) -> bytes:
+        """PEM of the present and the next authority."""
+        return self.authority.pem + (self.next_authority.pem if self.next_authority else b"")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +96,7 @@ class Enrolment:
     member: Member
     certificate: bytes  # DER
     operator: bytes  # DSSE envelope
+    authorities: bytes  # PEM: the present authority, and while it changes the next one
 
 
 class Registry:
@@ -129,7 +144,16 @@ class Registry:
             self._database.queue_event(ClientInvited(site=site), set())
         return invite
 
-    def enrol(self, operator: Operator, *, fingerprint: str, site: str, request: bytes, binding: bytes) -> Enrolment:
+    def enrol(
+        self,
+        operator: Operator,
+        *,
+        fingerprint: str,
+        site: str,
+        request: bytes,
+        binding: bytes,
+        own_certificate: bytes = b"",
+    ) -> Enrolment:
         """Accept one hospital's request, made with an invite or, to renew, with its live certificate.
 
         Args:
@@ -138,6 +162,7 @@ class Registry:
             site: the name that the caller claims.
             request: PKCS #10 (DER) of its transport key.
             binding: its signed binding (DSSE envelope).
+            own_certificate: by the hospital's own authority (DER); empty: the operator issues one.
 
         Raises:
             EnrolmentError: invite unknown, expired or used, or the request is malformed.
@@ -147,9 +172,19 @@ class Registry:
         key = parse_request(request)
         opened = open_site_binding(Envelope.from_bytes(binding), name=site_name(site), transport=key)
         with self._database.transaction() as db:
+            renewing = not db.execute("SELECT 1 FROM invites WHERE fingerprint = ?", (fingerprint,)).fetchone()
             known = self._admit(db, fingerprint, site=site, identity=opened.identity, transport=opened.transport)
-            member, certificate = known or self._issue(db, operator, fingerprint, site, opened.identity, key)
-        return Enrolment(member=member, certificate=certificate, operator=operator.binding().to_bytes())
+            issuer = operator.issuer(renewing=renewing)
+            if known is None or (own_certificate and known[1] != own_certificate):
+                issued = self._certificate(operator, issuer, site, key, own_certificate)
+                known = self._store(db, issued, fingerprint, site, opened.identity, key)
+        member, certificate = known
+        return Enrolment(
+            member=member,
+            certificate=certificate,
+            operator=operator.binding(issuer).to_bytes(),
+            authorities=operator.authorities if renewing else operator.authority.pem,
+        )
 
     def lookup(self, fingerprint: str) -> Member:
         """Return the member whose live certificate this is.
@@ -194,6 +229,20 @@ class Registry:
             revoked = ClientRevoked(site=site, certificate=row["fingerprint"])
             self._database.queue_event(revoked, {site})
             return _member(row)
+
+    def issued_by_others(self, authority: Authority) -> tuple[str, ...]:
+        """Return the sites whose live certificate is from the operator's, but not from this authority."""
+        rows = self._database.rows("SELECT site, certificate FROM members WHERE state = 'live' ORDER BY site")
+        found = [(row["site"], parse_certificate(row["certificate"])) for row in rows]
+        ours = authority.certificate.subject
+        return tuple(s for s, c in found if c.issuer == ours and not is_issued_by(c, authority.certificate))
+
+    def must_renew(self, fingerprint: str, operator: Operator) -> bool:
+        """Return whether the authority of this certificate is about to be replaced."""
+        if operator.next_authority is None:
+            return False
+        rows = self._database.rows("SELECT certificate FROM members WHERE fingerprint = ?", fingerprint)
+        return bool(rows) and is_issued_by(parse_certificate(rows[0]["certificate"]), operator.authority.certificate)
 
     def queue_event(self, event: Event, concerns: Collection[str]) -> None:
         """Add an audit event to the outbox (see `database`)."""
@@ -240,17 +289,33 @@ class Registry:
         if (row["site"], row["identity"]) != (site, identity):
             raise failures.site_enrolled("a certificate is renewed for the same site and identity only")
 
-    def _issue(
+    def _certificate(
+        self, operator: Operator, issuer: Authority, site: str, key: ec.EllipticCurvePublicKey, own: bytes
+    ) -> x509.Certificate:
+        """Return a new certificate, or the hospital's own one if its own authority issued it for this key."""
+        now = self._clock()
+        if not own:
+            return issuer.issue_client(key, site, now=now, days=operator.certificate_days)
+        certificate = parse_certificate(own)
+        for authority in operator.hospital_authorities.get(site, ()):
+            if not is_issued_by(certificate, authority):
+                continue
+            try:
+                return verify_client_certificate(certificate, authority, key, now=now)
+            except VerificationError:
+                raise failures.own_certificate_refused("it is for another key or use, or not valid now") from None
+        raise failures.own_certificate_refused(f"no authority that is configured for {site} issued it")
+
+    def _store(
         self,
         db: sqlite3.Connection,
-        operator: Operator,
+        certificate: x509.Certificate,
         fingerprint: str,
         site: str,
         identity: str,
         key: ec.EllipticCurvePublicKey,
     ) -> tuple[Member, bytes]:
         now = self._clock()
-        certificate = operator.authority.issue_client(key, site, now=now, days=operator.certificate_days)
         der = certificate.public_bytes(Encoding.DER)
         member = _new_member(certificate, site=site, identity=identity, now=now)
         # A renewed certificate stays usable until it expires: the client may crash before it has stored the new one.

@@ -1,22 +1,25 @@
 """The server's own keys on disk: made once by `server init`, loaded at every start.
 
-    keys/ca.key ca.pem          certificate authority
+    keys/ca.key ca.pem          certificate authority; ca-next.* while it is being replaced
     keys/server.key server.pem  TLS; the certificate is issued anew when it nears its end
     keys/identity.key .pub      signs studies, bindings and releases
 
 The audit log's key is made and loaded by the audit log's own code.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from wardround_common.errors import ConfigError
 from wardround_common.identity.address import Address
-from wardround_common.identity.authority import Authority, certificate_pem, parse_certificate
+from wardround_common.identity.authority import Authority, certificate_pem, is_issued_by, parse_certificate
 from wardround_common.identity.keys import (
+    flush_folder,
     load_identity_key,
     load_transport_key,
     new_identity_key,
@@ -31,7 +34,7 @@ from wardround_common.identity.keys import (
 from wardround_server.enrolment import Operator
 
 AUTHORITY_DAYS = 3_650.0
-"""The authority outlives every study; replacing it means enrolling all hospitals again."""
+"""The authority outlives every study; `server authority roll` replaces it while everything runs."""
 
 RENEW_BEFORE_DAYS = 30.0
 """A server certificate with less left, or with a third of a shorter lifetime, is issued anew, also while it runs."""
@@ -45,6 +48,7 @@ class ServerKeys:
     identity: Ed25519PrivateKey = field(repr=False)
     transport: ec.EllipticCurvePrivateKey = field(repr=False)
     certificate: x509.Certificate  # of `transport`
+    next_authority: Authority | None = None  # while the authority changes
 
     @classmethod
     def create(cls, folder: Path, *, name: str, address: Address, now: float, days: float) -> "ServerKeys":
@@ -72,7 +76,10 @@ class ServerKeys:
             ConfigError: a file is missing, malformed, or readable by others.
             VerificationError: a certificate does not belong to its key.
         """
+        _complete_roll(folder)
+        rolling = (folder / "ca-next.pem").exists()
         return cls(
+            next_authority=_authority(folder, "ca-next") if rolling else None,
             authority=Authority.load(read_file(folder / "ca.pem"), load_transport_key(folder / "ca.key")),
             identity=load_identity_key(folder / "identity.key"),
             transport=load_transport_key(folder / "server.key"),
@@ -85,12 +92,54 @@ class ServerKeys:
         fresh = self.authority.issue_server(self.transport.public_key(), address, now=now, days=days)
         same_names = _names(fresh) == _names(self.certificate)
         same_key = self.certificate.public_key() == self.transport.public_key()
-        if left_s > min(RENEW_BEFORE_DAYS, days / 3) * 86_400 and same_names and same_key:
+        ours = is_issued_by(self.certificate, self.authority.certificate)
+        if ours and left_s > min(RENEW_BEFORE_DAYS, days / 3) * 86_400 and same_names and same_key:
             return self
         replace_public(folder / "server.pem", certificate_pem(fresh))
-        return ServerKeys(authority=self.authority, identity=self.identity, transport=self.transport, certificate=fresh)
+        return replace(self, certificate=fresh)
 
-    def operator(self, *, name: str, address: Address, log: str, certificate_days: float) -> Operator:
+    def begin_roll(self, folder: Path, *, name: str, now: float) -> "ServerKeys":
+        """Make the next authority; renewals are issued by it from the next start on.
+
+        Raises:
+            ConfigError: a change of the authority is going on already.
+        """
+        if self.next_authority is not None:
+            raise ConfigError(
+                "roll-begun",
+                "the authority is being replaced already",
+                next_step="when all hospitals have renewed: wardround server authority finish",
+            )
+        following = Authority.create(name, now=now, days=AUTHORITY_DAYS)
+        write_private_key(folder / "ca-next.key", following.key)
+        write_public(folder / "ca-next.pem", following.pem)
+        return replace(self, next_authority=following)
+
+    def finish_roll(self, folder: Path) -> "ServerKeys":
+        """Make the next authority the present one and destroy the old one's key.
+
+        Raises:
+            ConfigError: none was begun.
+        """
+        if self.next_authority is None:
+            raise ConfigError(
+                "roll-not-begun",
+                "no other authority was made",
+                next_step="begin with: wardround server authority roll",
+            )
+        (folder / "ca-next.key").replace(folder / "ca.key")
+        _complete_roll(folder)
+        return replace(self, authority=self.next_authority, next_authority=None)
+
+    def operator(
+        self,
+        *,
+        name: str,
+        address: Address,
+        log: str,
+        certificate_days: float,
+        hospital_authorities: Mapping[str, tuple[x509.Certificate, ...]] | None = None,
+    ) -> Operator:
         """Return what the registry issues and signs with; `log` is the audit log's verifier key."""
         return Operator(
             name=name,
@@ -100,6 +149,8 @@ class ServerKeys:
             transport=self.transport.public_key(),
             log=log,
             certificate_days=certificate_days,
+            next_authority=self.next_authority,
+            hospital_authorities=hospital_authorities or {},
         )
 
     @property
@@ -111,6 +162,17 @@ class ServerKeys:
     def tls_certificate(self) -> bytes:
         """The server's TLS certificate in PEM."""
         return certificate_pem(self.certificate)
+
+
+def _authority(folder: Path, name: str) -> Authority:
+    return Authority.load(read_file(folder / f"{name}.pem"), load_transport_key(folder / f"{name}.key"))
+
+
+def _complete_roll(folder: Path) -> None:
+    """Move the next authority's certificate after its key, also after a crash between the two."""
+    if (folder / "ca-next.pem").exists() and not (folder / "ca-next.key").exists():
+        (folder / "ca-next.pem").replace(folder / "ca.pem")
+        flush_folder(folder)
 
 
 def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
@@ -20,7 +21,8 @@ from wardround_common.documents import first_problem
 from wardround_common.errors import ConfigError
 from wardround_common.files import write_durably
 from wardround_common.identity.address import Address
-from wardround_common.identity.keys import load_identity_key, new_identity_key, write_private_key
+from wardround_common.identity.authority import certificate_pem, parse_authorities
+from wardround_common.identity.keys import load_identity_key, new_identity_key, read_file, write_private_key
 from wardround_common.signing import public_key_text
 from wardround_common.study import Reviewer
 from wardround_server.config import ServerConfig, load, render
@@ -103,7 +105,26 @@ class Office:
             address=Address.parse(self.config.address),
             log=self.log,
             certificate_days=self.config.certificate_days,
+            hospital_authorities=self.hospital_authorities,
         )
+
+    @property
+    def hospital_authorities(self) -> dict[str, tuple[x509.Certificate, ...]]:
+        """The authorities of hospitals that bring their own certificates, by site.
+
+        Raises:
+            ConfigError, VerificationError: a file in server.toml is missing or holds no certificate.
+        """
+        return {
+            site: parse_authorities(read_file(self.home.root / path))
+            for site, path in self.config.hospital_authorities.items()
+        }
+
+    @property
+    def trusted(self) -> bytes:
+        """PEM of every authority whose certificates may open a connection; the registry decides what they may do."""
+        own = [certificate_pem(c) for found in self.hospital_authorities.values() for c in found]
+        return self.operator().authorities + b"".join(own)
 
 
 def create_home(root: Path, *, name: str, address: str, reviewers: Mapping[str, str]) -> Office:

@@ -202,17 +202,17 @@ def test_what_the_server_sends_is_verified(scene, ward, monkeypatch, lie):
     honest = Calls.enrol
 
     def lying(calls, *arguments):
-        certificate, operator = honest(calls, *arguments)
+        certificate, operator, authorities = honest(calls, *arguments)
         key = new_transport_key().public_key()
         if lie == "certificate":
             other = ward.keys.authority.issue_client(key, scene.site, now=time.time(), days=1)
-            return other.public_bytes(Encoding.DER), operator
+            return other.public_bytes(Encoding.DER), operator, authorities
         if lie == "junk certificate":
-            return b"junk", operator
+            return b"junk", operator, authorities
         if lie == "junk envelope":
-            return certificate, b"{}"
+            return certificate, b"{}", authorities
         forged = bind_operator("operator", ward.keys.identity, key, log=LOG_KEY, authority="sha256:" + "0" * 64)
-        return certificate, forged.to_bytes()
+        return certificate, forged.to_bytes(), authorities
 
     monkeypatch.setattr(Calls, "enrol", lying)
     expected = {

@@ -32,6 +32,7 @@ class Line:
 class Bench:
     def __init__(self, folder: Path, hours: tuple[str, ...] = ()) -> None:
         self.home, self.line, self.ended = Home(folder), Line(), []
+        self.asked = 0
         self.renewals, self.failing, self.now, self.moment = 0, False, 0.0, MONDAY_NOON
         folder.mkdir(exist_ok=True)
         self.caretaker = Caretaker(
@@ -45,8 +46,9 @@ class Bench:
             end=self.ended.append,
         )
 
-    def renew(self) -> None:
+    def renew(self, asked: bool) -> None:
         self.renewals += 1
+        self.asked += asked
         if self.failing:
             raise TransportError("transport-unreachable", "no line", next_step="-")
 
@@ -107,6 +109,17 @@ def test_the_certificate_is_looked_at_once_an_hour_and_a_failure_can_wait(bench:
     bench.now += RENEWAL_CHECK_S
     bench.caretaker.tick()
     assert bench.renewals == 2, "a hospital that stays away connects for nothing"
+
+
+def test_a_server_that_asks_for_renewals_gets_few(bench: Bench) -> None:
+    bench.caretaker.tick()
+    for _ in range(5):
+        bench.caretaker.ask_renewal()
+        bench.caretaker.tick()
+    assert (bench.renewals, bench.asked) == (2, 1)
+    bench.now += 600
+    bench.caretaker.tick()
+    assert bench.asked == 2
 
 
 @pytest.fixture

@@ -125,9 +125,9 @@ def test_a_lying_server_changes_nothing_that_counts(ward, site, due, monkeypatch
     honest = Calls.enrol
 
     def lying(calls, *arguments):
-        _, operator = honest(calls, *arguments)
+        _, operator, authorities = honest(calls, *arguments)
         other = ward.keys.authority.issue_client(new_transport_key().public_key(), site.name, now=time.time(), days=30)
-        return other.public_bytes(Encoding.DER), operator
+        return other.public_bytes(Encoding.DER), operator, authorities
 
     monkeypatch.setattr(Calls, "enrol", lying)
     with pytest.raises(VerificationError) as caught:

@@ -39,13 +39,25 @@ class Calls:
         """Close the channel; calls in progress fail."""
         self._channel.close()
 
-    def enrol(self, site: str, request: bytes, binding: bytes) -> tuple[bytes, bytes]:
-        """Return (certificate DER, operator's binding envelope) for a PKCS #10 request and a signed binding."""
+    def enrol(
+        self, site: str, request: bytes, binding: bytes, own_certificate: bytes = b""
+    ) -> tuple[bytes, bytes, bytes]:
+        """Return (certificate DER, operator's binding envelope, authorities PEM) for a request and a signed binding.
+
+        Args:
+            site: this site's name.
+            request: PKCS #10 (DER).
+            binding: DSSE envelope.
+            own_certificate: by this hospital's own authority (DER), or empty.
+        """
         with self._errors():
             reply = self._stub.Enrol(
-                pb.EnrolRequest(site=site, certificate_request=request, identity=binding), self._timeout_s
+                pb.EnrolRequest(
+                    site=site, certificate_request=request, identity=binding, own_certificate=own_certificate
+                ),
+                self._timeout_s,
             )
-        return reply.certificate, reply.operator
+        return reply.certificate, reply.operator, reply.authorities
 
     def list_studies(self) -> tuple[str, ...]:
         """Return the digests of the studies that concern this site."""

@@ -76,6 +76,7 @@ class Session:
         identity: this site's `ed25519:` public identity.
         blobs: local store; a work's blob is in it before `handle` runs, a reply's must be when it returns.
         studies: digests of the co-signed studies, asked at every connect.
+        on_renew: the server asks for a renewal of the certificate; must not block.
         on_state: told what happens; called in the event loop's thread, must not block.
         backoff: waiting times between attempts.
         sleep: waits.
@@ -91,6 +92,7 @@ class Session:
         blobs: BlobStore,
         studies: Callable[[], Sequence[str]] = tuple,
         on_state: Callable[[SessionState], None] = lambda state: None,
+        on_renew: Callable[[], None] = lambda: None,
         backoff: Backoff | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -98,6 +100,7 @@ class Session:
         self._connection = connection
         self._studies = studies
         self._on_state = on_state
+        self._on_renew = on_renew
         self._backoff = backoff or Backoff()
         self._sleep = sleep
         self._clock = clock
@@ -223,6 +226,8 @@ class Session:
             raise invalid_frame("the first frame is not Welcome")
         if not MIN_VERSION <= frame.welcome.version <= MAX_VERSION:
             raise no_common_version(f"the server chose protocol version {frame.welcome.version}")
+        if frame.welcome.renew:
+            self._on_renew()
 
     async def _pump(self, call: Any, stream: _Stream) -> None:
         reader = asyncio.ensure_future(self._read(call))

@@ -37,6 +37,9 @@ CLOCK_SKEW_S = 3_600
 MAX_REQUEST_BYTES = 4_096
 """A PKCS #10 request with a P-256 key has about 250 bytes."""
 
+MAX_AUTHORITIES = 4
+"""An authority and its successor; a hospital's own with an intermediate one."""
+
 MAX_CERTIFICATE_BYTES = 16 * 1024
 """Our certificates have about 600 bytes."""
 
@@ -141,6 +144,34 @@ def parse_certificate(data: bytes) -> x509.Certificate:
             "certificate-malformed", "not an X.509 certificate", next_step="copy the whole file again from its source"
         ) from None
     return certificate
+
+
+def parse_authorities(data: bytes) -> tuple[x509.Certificate, ...]:
+    """Return the authorities' certificates in `data` (PEM, one to `MAX_AUTHORITIES`).
+
+    Raises:
+        VerificationError: not that.
+    """
+    try:
+        if len(data) > MAX_AUTHORITIES * MAX_CERTIFICATE_BYTES:
+            raise ValueError
+        found = tuple(x509.load_pem_x509_certificates(data))
+        if not 1 <= len(found) <= MAX_AUTHORITIES:
+            raise ValueError
+    except ValueError:
+        raise VerificationError(
+            "certificate-malformed", "not certificates in PEM", next_step="copy the whole file again from its source"
+        ) from None
+    return tuple(parse_certificate(certificate_pem(certificate)) for certificate in found)
+
+
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Return whether `authority` signed `certificate` directly."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def make_request(key: ec.EllipticCurvePrivateKey, site: str) -> bytes:

@@ -109,6 +109,16 @@ def bootstrap_only(text: str) -> EnrolmentError:
     )
 
 
+def own_certificate_refused(text: str) -> EnrolmentError:
+    """A hospital's own certificate is by no authority that the operator knows for it, or not for its key."""
+    return EnrolmentError(
+        "own-certificate-refused",
+        text,
+        next_step="the operator names the hospital's authority under hospital_authorities in server.toml; "
+        "the certificate must be for the key of wardround client request, valid now, for client authentication",
+    )
+
+
 def tls_too_old(text: str) -> EnrolmentError:
     """Only TLS 1.3 is spoken."""
     return EnrolmentError(
@@ -184,6 +194,7 @@ _KNOWN: dict[str, Callable[[str], WardroundError]] = {
     "certificate-unknown": certificate_unknown,
     "certificate-revoked": certificate_revoked,
     "invite-only-enrols": bootstrap_only,
+    "own-certificate-refused": own_certificate_refused,
     "tls-too-old": tls_too_old,
     "protocol-version": no_common_version,
     "session-superseded": session_superseded,

@@ -67,7 +67,12 @@ class WardService(WardServicer):
         self._studies = studies
         self._withdraw = withdraw
         self._access = Access(registry, report=hub.callbacks.auth_failed, clock=clock)
-        self.sessions = Sessions(hub=hub, access=self._access, blobs=blobs)
+        self.sessions = Sessions(
+            hub=hub,
+            access=self._access,
+            blobs=blobs,
+            must_renew=lambda fingerprint: registry.must_renew(fingerprint, operator),
+        )
         self._transfers = Transfers(hub=hub, blobs=blobs)
 
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolReply:
@@ -75,7 +80,9 @@ class WardService(WardServicer):
         async with errors_to_status(context):
             fingerprint = self._access.fingerprint(_peer(context))
             enrolment = await asyncio.to_thread(self._enrol, fingerprint, request)
-            return pb.EnrolReply(certificate=enrolment.certificate, operator=enrolment.operator)
+            return pb.EnrolReply(
+                certificate=enrolment.certificate, operator=enrolment.operator, authorities=enrolment.authorities
+            )
         raise AssertionError("unreachable")
 
     async def Session(self, _: object, context: Context) -> None:
@@ -155,6 +162,7 @@ class WardService(WardServicer):
                 site=request.site,
                 request=request.certificate_request,
                 binding=request.identity,
+                own_certificate=request.own_certificate,
             )
         except EnrolmentError as error:
             self._access.refused(fingerprint, error)

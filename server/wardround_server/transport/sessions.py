@@ -8,6 +8,7 @@
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -54,9 +55,18 @@ class Sessions:
         hub: work and answers.
         access: rechecks open streams.
         blobs: where answers' blobs must be.
+        must_renew: whether the holder of a certificate should renew it now.
     """
 
-    def __init__(self, *, hub: Hub, access: Access, blobs: BlobStore) -> None:
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        access: Access,
+        blobs: BlobStore,
+        must_renew: Callable[[str], bool] = lambda fingerprint: False,
+    ) -> None:
+        self._must_renew = must_renew
         self._hub = hub
         self._access = access
         self._blobs = blobs
@@ -73,7 +83,9 @@ class Sessions:
         studies = study_digests(list(hello.studies))
         live = self._open(member)
         try:
-            await context.write(pb.ServerFrame(welcome=pb.Welcome(version=version)))
+            await context.write(
+                pb.ServerFrame(welcome=pb.Welcome(version=version, renew=self._must_renew(member.fingerprint)))
+            )
             log.info("site connected", site=member.site)
             self._hub.callbacks.connected(member.site, studies)
             await self._pump(live, context)
