@@ -101,8 +101,11 @@ class Approver:
         )
         return (*considered.clauses, *(_finding(name, allowed, test) for name, allowed, test in local))
 
-    def require(self, considered: Considered) -> None:
+    def require(self, considered: Considered) -> int:
         """Return if this study can be approved here: policy and its signature, price, base model, data.
+
+        Returns:
+            How many short texts occur under more than one patient, for the person to judge.
 
         Raises:
             PolicyError, BudgetError, VerificationError, ConfigError, DataError: the first that fails.
@@ -112,7 +115,7 @@ class Approver:
         require(considered.policy, study)
         check_claim(study.privacy)
         self._require_model(study)
-        self._site_data(considered).require()
+        return self._site_data(considered).require()
 
     def _require_model(self, study: Study) -> None:
         folder = locate_model(self.config.model.source or study.model.source, offline=self.config.model.offline)

@@ -22,6 +22,7 @@ from wardround_common.errors import ConfigError, PolicyError
 from wardround_common.output import Output, progress
 from wardround_common.plain_words import cost, explain
 from wardround_common.policy import Clause
+from wardround_common.study import Study
 
 
 def check(study: StudyName, home: HomeOption = Path(), as_json: AsJson = False) -> None:
@@ -60,7 +61,8 @@ def approve(
         considered = approver.consider(study)
         _show(out, considered, approver.budget(considered))
         with progress("checking the base model and this hospital's data"):
-            approver.require(considered)
+            repeated = approver.require(considered)
+        _show_identifiers(out, considered.study, repeated)
         if approver_key is None:
             raise ConfigError(
                 "approver-key-missing",
@@ -94,6 +96,14 @@ def _show(out: Output, considered: Considered, budget: Budget) -> None:
         f"{percent(budget.share(plan_of(considered.study)))} of it; {percent(budget.taken.left)} is not reserved now."
     )
     _show_clauses(out, considered.clauses)
+
+
+def _show_identifiers(out: Output, study: Study, repeated: int) -> None:
+    if study.privacy.unit != "patient":
+        return
+    if repeated:
+        out.say(f"{repeated} short texts occur under more than one patient: ordinary, or one patient twice?")
+    out.say("ε holds per patient identifier: one patient under two unrelated identifiers cannot be found here.")
 
 
 def _show_clauses(out: Output, clauses: Sequence[Clause]) -> None:

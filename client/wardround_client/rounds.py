@@ -171,10 +171,11 @@ class Rounds:
 
     def _forget(self, plan: RoundPlan) -> None:
         """Destroy what no later round needs: seeds up to this round, and Adam's states before it."""
-        kept = self._name("adam", plan.round)
-        for name in self.vault.names(vault_prefix(plan.study)):
-            if name != kept and int(name.rsplit("-", 1)[1]) <= plan.round:
-                self.vault.destroy(name)
+        for what, last in (("seed", plan.round), ("adam", plan.round - 1)):
+            prefix = f"{vault_prefix(plan.study)}{what}-"
+            for name in self.vault.names(prefix):
+                if int(name.removeprefix(prefix)) <= last:
+                    self.vault.destroy(name)
 
     def _name(self, what: str, round_: int) -> str:
         return f"{vault_prefix(self.study.sha256())}{what}-{round_}"
