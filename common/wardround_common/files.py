@@ -7,6 +7,7 @@ nothing is left aside. Files that hold secrets are created with mode 0600 from t
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from wardround_common.errors import ConfigError, StorageError
@@ -18,12 +19,18 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     Raises:
         StorageError: it could not be written; an old file is untouched.
     """
+    write_parts(path, [data], mode=mode)
+
+
+def write_parts(path: Path, parts: Iterable[bytes], *, mode: int = 0o644) -> None:
+    """Replace `path` durably by `parts`, which are written as they come; see `write_durably`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -35,18 +42,30 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             f"cannot write {path}: {error.strerror}",
             next_step="free disk space or mend the permissions, then try again",
         ) from None
+    except BaseException:  # whoever makes the parts failed
+        aside.unlink(missing_ok=True)
+        raise
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, *parts: bytes) -> None:
     """Write a file that does not exist yet, durably.
 
     Raises:
         ConfigError: it exists.
         StorageError: it could not be written.
     """
+    require_new(path)
+    write_parts(path, parts)
+
+
+def require_new(path: Path) -> None:
+    """Raise if `path` exists.
+
+    Raises:
+        ConfigError: it does.
+    """
     if path.exists():
         raise ConfigError("file-exists", f"{path} exists already", next_step="choose another name with --out")
-    write_durably(path, data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ Not done here: the checks (`verify`) and decryption (`reader`).
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,27 +155,74 @@ def show(
     Example: wardround audit show /mnt/copy/audit --identity reviewer.key --kind dp.spent --site st-elsewhere
     """
     log = LogFolder(folder)
-    entries = list(read_entries(log, load_identity(identity)))
-    cosigned = claimed_size(log.cosigned())
-    chosen = [e for e in entries if (kind is None or e.kind == kind) and (site is None or _about(e, site))]
-    out = Output(as_json=as_json)
-    _print_entries(out, chosen, len(entries), cosigned)
-    document = {"size": len(entries), "cosigned": cosigned, "entries": [_entry_json(entry) for entry in chosen]}
-    finish(out, document, error_of(lambda: _require_readable(entries)))
+    out, listing = Output(as_json=as_json), _Listing(cosigned=claimed_size(log.cosigned()))
+    out.say(_LINE.format("index", "time (claimed, UTC)", "segment", "kind", "facts"))
+    for entry in read_entries(log, load_identity(identity)):
+        listing.count(entry)
+        if (kind is None or entry.kind == kind) and (site is None or _about(entry, site)):
+            listing.show(entry, out)
+    listing.close(out)
+    document = {"size": listing.size, "cosigned": listing.cosigned, "entries": listing.json}
+    finish(out, document, error_of(listing.require_readable))
 
 
-def _require_readable(entries: list[LogEntry]) -> None:
-    sealed = [entry for entry in entries if entry.kind == "sealed"]
-    segments = {entry.segment for entry in entries if entry.kind == "segment.open"}
-    if sealed and {entry.segment for entry in sealed} == segments:
-        raise ConfigError(
-            "audit-nothing-readable",
-            f"none of the log's {len(segments)} segments can be read: {sealed[0].problem}",
-            next_step="use the identity whose recipient the operator was given; `verify` finds missing key files",
-        )
-    broken = [entry for entry in entries if entry.kind == "unreadable"]
-    if broken:
-        raise unreadable(f"entry {broken[0].index} ({len(broken)} in all): {broken[0].problem}")
+@dataclass(kw_only=True)
+class _Listing:
+    """What `show` has seen so far; entries are printed as they come and kept only for --json."""
+
+    cosigned: int
+    size: int = 0
+    shown: int = 0
+    marked: bool = False  # the line between cosigned and later entries was printed
+    segments: set[str] = field(default_factory=set)
+    sealed: dict[str, str] = field(default_factory=dict)  # segment -> why
+    unreadable: int = 0
+    first_unreadable: str = ""
+    json: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, entry: LogEntry) -> None:
+        """Take the next entry of the log."""
+        self.size += 1
+        if entry.kind == "segment.open":
+            self.segments.add(entry.segment)
+        elif entry.kind == "sealed":
+            self.sealed[entry.segment] = entry.problem
+        elif entry.kind == "unreadable":
+            self.unreadable += 1
+            self.first_unreadable = self.first_unreadable or f"entry {entry.index}: {entry.problem}"
+
+    def show(self, entry: LogEntry, out: Output) -> None:
+        """Print an entry that was asked for."""
+        if self.cosigned and entry.index >= self.cosigned and not self.marked:
+            self.marked = True
+            out.say("------  not yet cosigned from here on  ------")
+        self.shown += 1
+        if out.as_json:
+            self.json.append(_entry_json(entry))
+        else:
+            out.say(_line(entry))
+
+    def close(self, out: Output) -> None:
+        """Print what the lines come to."""
+        marker = f"cosigned up to entry {self.cosigned - 1}" if self.cosigned else "nothing cosigned yet"
+        out.say(f"{self.shown} of {self.size} entries shown; {marker}")
+        out.say("not verified here: run wardround audit verify")
+
+    def require_readable(self) -> None:
+        """Raise when no segment could be opened, or an entry did not decrypt.
+
+        Raises:
+            ConfigError: nothing could be read.
+            VerificationError: an entry could not.
+        """
+        if self.sealed and set(self.sealed) == self.segments:
+            raise ConfigError(
+                "audit-nothing-readable",
+                f"none of the log's {len(self.segments)} segments can be read: {next(iter(self.sealed.values()))}",
+                next_step="use the identity whose recipient the operator was given; `verify` finds missing key files",
+            )
+        if self.unreadable:
+            raise unreadable(f"{self.first_unreadable} ({self.unreadable} in all)")
 
 
 # -- verify
@@ -222,20 +270,6 @@ def _store_last_seen(path: Path, seen: LastSeen) -> None:
 
 
 # -- show
-
-
-def _print_entries(out: Output, entries: list[LogEntry], size: int, cosigned: int) -> None:
-    out.say(_LINE.format("index", "time (claimed, UTC)", "segment", "kind", "facts"))
-    beyond = next((n for n, entry in enumerate(entries) if entry.index >= cosigned), len(entries))
-    for entry in entries[:beyond]:
-        out.say(_line(entry))
-    if cosigned and beyond < len(entries):
-        out.say("------  not yet cosigned from here on  ------")
-    for entry in entries[beyond:]:
-        out.say(_line(entry))
-    marker = f"cosigned up to entry {cosigned - 1}" if cosigned else "nothing cosigned yet"
-    out.say(f"{len(entries)} of {size} entries shown; {marker}")
-    out.say("not verified here: run wardround audit verify")
 
 
 def _line(entry: LogEntry) -> str:

@@ -22,10 +22,12 @@ from wardround_common.audit.diff import compare
 from wardround_common.audit.epsilon import load_statements
 from wardround_common.audit.framing import parse_entry
 from wardround_common.audit.proof import MAX_PROOF_CHARS
-from wardround_common.audit.reader import LogFolder, load_identity
-from wardround_common.audit.receipt import Receipt, make_receipt, open_receipt
+from wardround_common.audit.reader import LogEntry, LogFolder, load_identity
+from wardround_common.audit.receipt import Proven, Receipt, make_receipt, open_receipt
+from wardround_common.audit.report.columns import lines
+from wardround_common.audit.rows import row_of
 from wardround_common.audit.tiles import MAX_ENTRY_BYTES
-from wardround_common.audit.trust import load_trust
+from wardround_common.audit.trust import Trust, load_trust
 from wardround_common.audit.verify import utc
 from wardround_common.errors import ConfigError
 from wardround_common.files import write_new
@@ -84,12 +86,15 @@ def check(
     proof = _read(receipt_name, ".tlog-proof", MAX_PROOF_CHARS).decode(errors="replace")
     entry = _read(receipt_name, ".entry", MAX_ENTRY_BYTES)
     key = _key(receipt_name)
-    proven = open_receipt(Receipt(proof=proof, entry=entry, key=key), load_trust(trust_file))
+    trust = load_trust(trust_file)
+    proven = open_receipt(Receipt(proof=proof, entry=entry, key=key), trust)
     parsed = parse_entry(entry)
     out = Output(as_json=as_json)
     out.say(f"entry {proven.index} is in the log, cosigned by a quorum; its claimed time is {utc(parsed.time)}")
     event = proven.event.model_dump(mode="json") if proven.event else None
-    out.say("its content is sealed: no .key file" if event is None else f"it says: {event}")
+    out.say("its content is sealed: no .key file" if event is None else "it says:")
+    for line in _said(proven, trust):
+        out.say(f"  {line}")
     out.result({"index": proven.index, "time": parsed.time, "segment": parsed.segment, "event": event})
 
 
@@ -138,6 +143,16 @@ def bundle(
     out = Output(as_json=as_json)
     out.say(f"wrote {target}: {len(paths)} files; the copy verifies; README.txt says how to check it")
     out.result({"bundle": str(target), "files": len(paths)})
+
+
+def _said(proven: Proven, trust: Trust) -> list[str]:
+    """Return what a disclosed entry says, one fact a line, and whether its signature holds."""
+    if proven.event is None:
+        return []
+    kind = proven.event.kind
+    row = row_of(LogEntry(index=proven.index, time=0, segment="", kind=kind, event=proven.event), trust)
+    about = {"kind": kind, "study": row.study, "round": row.round, "site": row.site, "signature": row.signature}
+    return [*(f"{name}: {value}" for name, value in about.items() if value), *lines(row)]
 
 
 def _read(name: Path, suffix: str, limit: int) -> bytes:

@@ -122,7 +122,7 @@ def require_equal(spent: Iterable[Spent]) -> None:
         if one.problem:
             raise BudgetError(
                 "audit-epsilon-unknown",
-                f"the ε of {one.site} in study {one.name} cannot be recomputed: {one.problem}",
+                f"the ε of {one.site} in study {one.name} cannot be relied on: {one.problem}",
                 next_step="do not rely on any ε of this study; ask the operator and the hospital",
             )
         if one.equal is False:
@@ -169,7 +169,7 @@ def _load_statement(path: Path, trust: Trust) -> Statement:
 
 def _sites(study: StudyHistory) -> list[str]:
     members = {member.name for member in study.study.cohort.members} if study.study else set()
-    return sorted(members | set(study.records))
+    return sorted(members | set(study.records) | study.unsigned)
 
 
 def _spent(study: StudyHistory, site: str, stated: Statement | None) -> Spent:
@@ -184,6 +184,8 @@ def _spent(study: StudyHistory, site: str, stated: Statement | None) -> Spent:
             found = price(records, study.study.privacy.delta)
         except BudgetError as error:
             problem = str(error)
+    if site in study.unsigned:
+        problem = problem or "the log holds a mechanism record for it that it did not sign"
     return Spent(
         study=study.digest,
         name=study.name,

@@ -90,6 +90,7 @@ class StudyHistory:
     approved: dict[str, int] = field(default_factory=dict)
     rounds: dict[int, Round] = field(default_factory=dict)
     records: dict[str, list[tuple[int, SubsampledGaussian]]] = field(default_factory=dict)  # signed, with their index
+    unsigned: set[str] = field(default_factory=set)  # sites for which the log holds a record that they did not sign
     unpriced: set[str] = field(default_factory=set)  # sites with a signed record that this version cannot price
     released: int | None = None  # index
     released_round: int = 0
@@ -232,6 +233,7 @@ class Collector:
 
     def _privacy_spent(self, row: Row) -> None:
         if row.signature != "valid":
+            self._study(row).unsigned.add(row.site)
             return
         study, round_ = self._study(row), self._round(row)
         try:

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from wardround_common.audit.cli import audit_app
 from wardround_common.audit.exports import Export, ExportSource, Format
+from wardround_common.audit.exports import export as export_module
 from wardround_common.audit.note import open_checkpoint
 from wardround_common.audit.prover import Prover
 from wardround_common.audit.reader import LogFolder, load_identity
 from wardround_common.audit.redact import Redact
-from wardround_common.audit.tiles import leaf_hash, verify_inclusion
+from wardround_common.audit.tiles import RightEdge, leaf_hash, verify_inclusion
 from wardround_common.audit.trust import load_trust
 from wardround_common.errors import ConfigError
 from wardround_common.signing import fingerprint, public_key_text
@@ -29,6 +30,10 @@ def export_of(big, *redact):
         redact=frozenset(redact),
     )
     return Export(source)
+
+
+def bytes_of(export, format_):
+    return b"".join(export.parts(format_))
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +63,27 @@ def check_proof(big, proof, index):
     verify_inclusion(leaf, index, proof["tree_size"], hashes, base64.b64decode(proof["root"]))
 
 
+def tiles_of(leaves):
+    """Return the tiles of a tree in memory."""
+    edge, tiles = RightEdge(), {}
+    for tile in [*(full for leaf in leaves for full in edge.add(leaf)), *edge.partial_tiles()]:
+        tiles[tile.name.level, tile.name.index] = tile.data
+    return lambda level, index, width: tiles[level, index][: 32 * width]
+
+
 def test_a_prover_gives_the_proofs_of_the_tiles():
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
     @settings(max_examples=25, deadline=None)
-    @given(st.integers(1, 600), st.data())
+    @given(st.integers(1, 1_200), st.data())
     def each(count, data):
         leaves = [leaf_hash(bytes([n % 256, n // 256])) for n in range(count)]
-        prover = Prover(leaves)
-        index = data.draw(st.integers(0, count - 1))
-        verify_inclusion(leaves[index], index, count, prover.proof(index), prover.root())
+        prover = Prover(count, tiles_of(leaves))
+        for _ in range(3):
+            index = data.draw(st.integers(0, count - 1))
+            assert prover.leaf(index) == leaves[index]
+            verify_inclusion(leaves[index], index, count, prover.proof(index), prover.root())
         with pytest.raises(ValueError, match="no entry"):
             prover.proof(count)
 
@@ -76,7 +91,7 @@ def test_a_prover_gives_the_proofs_of_the_tiles():
 
 
 def test_csv(small, export, size):
-    rows = list(csv.DictReader(io.StringIO(export.bytes_of(Format.CSV).decode(), newline="")))
+    rows = list(csv.DictReader(io.StringIO(bytes_of(export, Format.CSV).decode(), newline="")))
     assert [int(row["index"]) for row in rows] == list(range(size))
     for row in rows:
         proof = {
@@ -94,7 +109,7 @@ def test_csv(small, export, size):
 def test_ocsf(small, export, size):
     from py_ocsf_models.events.base_event import BaseEvent
 
-    lines = export.bytes_of(Format.OCSF).splitlines()
+    lines = bytes_of(export, Format.OCSF).splitlines()
     assert len(lines) == size
     for index, line in enumerate(lines):
         found = json.loads(line)
@@ -110,7 +125,7 @@ def test_fhir(small, export, size):
     from fhir.resources.R4B.auditevent import AuditEvent
     from fhir.resources.R4B.bundle import Bundle
 
-    bundle = json.loads(export.bytes_of(Format.FHIR))
+    bundle = json.loads(bytes_of(export, Format.FHIR))
     assert Bundle.model_validate(bundle).type == "collection"
     assert len(bundle["entry"]) == size
     for index, entry in enumerate(bundle["entry"]):
@@ -130,7 +145,7 @@ def test_the_fhir_library_would_notice(export, change):
     from fhir.resources.R4B.auditevent import AuditEvent
     from pydantic import ValidationError
 
-    resource = json.loads(export.bytes_of(Format.FHIR))["entry"][3]["resource"]
+    resource = json.loads(bytes_of(export, Format.FHIR))["entry"][3]["resource"]
     with pytest.raises((ValidationError, ValueError)):
         AuditEvent.model_validate(resource | change)
 
@@ -138,7 +153,7 @@ def test_the_fhir_library_would_notice(export, change):
 def test_prov(small, export, size):
     from prov.model import ProvActivity, ProvDocument, ProvEntity
 
-    text = export.bytes_of(Format.PROV).decode()
+    text = bytes_of(export, Format.PROV).decode()
     document = ProvDocument.deserialize(content=text, format="json")
     entities = {str(record.identifier): record for record in document.get_records(ProvEntity)}
     assert sum(name.startswith("wr:entry-") for name in entities) == size
@@ -155,7 +170,7 @@ def test_cyclonedx(small, export):
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
-    text = export.bytes_of(Format.CYCLONEDX).decode()
+    text = bytes_of(export, Format.CYCLONEDX).decode()
     validator = JsonStrictValidator(SchemaVersion.V1_6)
     assert validator.validate_str(text) is None
     wrong = {"bomFormat": "CycloneDX", "specVersion": "1.6", "components": [{"type": "potion", "name": "x"}]}
@@ -174,7 +189,7 @@ def test_in_toto(small, export, size):
     from in_toto_attestation.v1 import statement_pb2
     from in_toto_attestation.v1.statement import Statement
 
-    data = export.bytes_of(Format.IN_TOTO)
+    data = bytes_of(export, Format.IN_TOTO)
     Statement.copy_from_pb(json_format.Parse(data, statement_pb2.Statement())).validate()
     found = json.loads(data)
     assert found["subject"][0]["digest"]["sha256"] == small.adapter.removeprefix("sha256:")
@@ -187,14 +202,14 @@ def test_formats_about_a_release_need_one(tmp_path):
     early = export_of(make_unstarted_log(tmp_path / "early"))
     for format_ in (Format.CYCLONEDX, Format.IN_TOTO):
         with pytest.raises(ConfigError) as caught:
-            early.bytes_of(format_)
+            bytes_of(early, format_)
         assert caught.value.code == "export-nothing-released"
-    assert early.bytes_of(Format.PROV)
+    assert bytes_of(early, Format.PROV)
 
 
 @pytest.mark.parametrize("format_", list(Format))
 def test_redacted_exports_name_nobody(small, format_):
-    text = export_of(small, Redact.NAMES).bytes_of(format_).decode()
+    text = bytes_of(export_of(small, Redact.NAMES), format_).decode()
     for secret in (*small.sites, small.study.name, small.study.purpose, "operator.wardround"):
         assert secret not in text
     for key in small.cast.members.values():
@@ -214,3 +229,13 @@ def test_exports_on_the_command_line(small, tmp_path, format_):
     assert LogFolder(small.folder).cosigned() in notes
     assert LogFolder(small.folder).checkpoint() in notes
     assert CliRunner().invoke(audit_app, command).exception.code == "file-exists"
+
+
+def test_a_log_too_large_for_one_document_goes_line_by_line(export, monkeypatch):
+    monkeypatch.setattr(export_module, "MAX_DOCUMENT_ENTRIES", 10)
+    for format_ in (Format.FHIR, Format.PROV, Format.CYCLONEDX, Format.IN_TOTO):
+        with pytest.raises(ConfigError) as caught:
+            bytes_of(export, format_)
+        assert caught.value.code == "export-too-large"
+    assert bytes_of(export, Format.CSV)
+    assert bytes_of(export, Format.OCSF)

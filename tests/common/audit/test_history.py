@@ -186,7 +186,10 @@ def test_a_record_that_the_hospital_did_not_sign_does_not_count(small):
     before = {one.site: one.rounds for one in recompute(history_of(small))}
     gaps = more(small, spent(small, "hospital-01", 3, key=Ed25519PrivateKey.generate()))
     assert any("dp.spent" in gap and "not signed by" in gap for gap in gaps)
-    assert {one.site: one.rounds for one in recompute(history_of(small))} == before
+    after = recompute(history_of(small))
+    assert {one.site: one.rounds for one in after} == before
+    with pytest.raises(BudgetError, match=r"hospital-01 in study icd-titles cannot be relied on.*did not sign"):
+        require_equal(after)
 
 
 def test_a_record_put_into_another_round_does_not_count(small):

@@ -16,7 +16,7 @@ from wardround_common.errors import ConfigError
 _ABOUT_THE_MODEL = ("study.", "round.", "update.", "dp.", "model.")
 
 
-def export(records: Iterable[Record], context: Context) -> bytes:
+def export(records: Iterable[Record], context: Context) -> list[bytes]:
     """Return the BOM in JSON.
 
     Raises:
@@ -40,7 +40,7 @@ def export(records: Iterable[Record], context: Context) -> bytes:
             {"ref": study.adapter, "dependsOn": [study.study.model.content]} for study in released if study.study
         ],
     }
-    return json.dumps(document, ensure_ascii=False).encode()
+    return [json.dumps(document, ensure_ascii=False).encode()]
 
 
 def released_studies(context: Context) -> list[StudyHistory]:

@@ -29,10 +29,10 @@ _DICOM = {
 _ACTIONS = {"created": "C", "received": "C", "released": "C", "open": "C", "shred": "D", "revoked": "D", "added": "U"}
 
 
-def export(records: Iterable[Record], context: Context) -> bytes:
+def export(records: Iterable[Record], context: Context) -> list[bytes]:
     """Return a Bundle of type collection."""
     entries = [{"resource": audit_event(record, context)} for record in records]
-    return json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries}, ensure_ascii=False).encode()
+    return [json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries}, ensure_ascii=False).encode()]
 
 
 def audit_event(record: Record, context: Context) -> dict[str, Any]:

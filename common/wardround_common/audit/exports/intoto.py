@@ -12,7 +12,7 @@ from wardround_common.audit.exports.record import Context, Record
 PREDICATE_TYPE = "urn:wardround:audit:v1"
 
 
-def export(records: Iterable[Record], context: Context) -> bytes:
+def export(records: Iterable[Record], context: Context) -> list[bytes]:
     """Return the Statement.
 
     Raises:
@@ -46,4 +46,4 @@ def export(records: Iterable[Record], context: Context) -> bytes:
             ],
         },
     }
-    return json.dumps(statement, ensure_ascii=False).encode()
+    return [json.dumps(statement, ensure_ascii=False).encode()]

@@ -4,7 +4,7 @@ What a log pipeline needs is in standard attributes; what is ours is in `unmappe
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from wardround_common import __version__
@@ -19,9 +19,10 @@ _SUCCESS, _FAILURE = 1, 2
 _FAILURES = frozenset({"auth.failed", "client.dropped", "round.failed", "witness.refused", "unreadable"})
 
 
-def export(records: Iterable[Record], context: Context) -> bytes:
-    """Return one JSON document a line."""
-    return b"".join(json.dumps(event(record, context), ensure_ascii=False).encode() + b"\n" for record in records)
+def export(records: Iterable[Record], context: Context) -> Iterator[bytes]:
+    """Yield one JSON document a line."""
+    for record in records:
+        yield json.dumps(event(record, context), ensure_ascii=False).encode() + b"\n"
 
 
 def event(record: Record, context: Context) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class _Graph:
         self.parts[part][f"_:{part}{len(self.parts[part])}"] = {f"prov:{key}": name for key, name in ends.items()}
 
 
-def export(records: Iterable[Record], context: Context) -> bytes:
+def export(records: Iterable[Record], context: Context) -> list[bytes]:
     """Return a PROV-JSON document."""
     graph = _Graph()
     operator = graph.node("agent", context.operator, prov__type=_qualified("prov:Organization"))
@@ -40,7 +40,7 @@ def export(records: Iterable[Record], context: Context) -> bytes:
         graph.link("wasAttributedTo", entity=entry, agent=operator)
         _say(graph, record, entry)
     document = {"prefix": {"wr": NAMESPACE}, **graph.parts}
-    return json.dumps(document, ensure_ascii=False).encode()
+    return [json.dumps(document, ensure_ascii=False).encode()]
 
 
 def _entry(graph: _Graph, record: Record) -> str:

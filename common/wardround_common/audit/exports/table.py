@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from wardround_common.audit.exports.record import Context, Record
 
@@ -25,17 +25,20 @@ COLUMNS = (
 )
 
 
-def export(records: Iterable[Record], context: Context) -> bytes:
-    """Return the table."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(COLUMNS)
+def export(records: Iterable[Record], context: Context) -> Iterator[bytes]:
+    """Yield the table line by line."""
+    yield _line(COLUMNS)
     for record in records:
         row = record.row
         facts = json.dumps(row.facts, sort_keys=True, ensure_ascii=False) if row.facts else ""
         where = [row.study, row.round or "", row.site, row.signature, _cell(row.problem), facts]
         proof = [record.leaf.hex(), record.tree_size, record.root.hex(), " ".join(h.hex() for h in record.proof)]
-        writer.writerow([row.index, record.when, row.segment, row.kind, *where, *proof])
+        yield _line([row.index, record.when, row.segment, row.kind, *where, *proof])
+
+
+def _line(cells: Iterable[object]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
     return text.getvalue().encode()
 
 

@@ -232,8 +232,8 @@ def _keys(trust: Trust) -> list[tuple[str, str]]:
 def _proofs(source: Source, report: LogReport, hidden: Redaction) -> dict[str, Any]:
     """Return what the page needs to prove any row: leaf hashes, roots of full tiles, checkpoints, keys."""
     folder, trust = source.folder, source.trust
-    leaves = level_hashes(folder, 0, report.size)
-    roots = level_hashes(folder, 1, report.size // TILE_WIDTH)
+    leaves = level_hashes(folder.tile, 0, report.size)
+    roots = level_hashes(folder.tile, 1, report.size // TILE_WIDTH)
     notes = [note for note in (folder.cosigned() if report.cosigned_size else "", folder.checkpoint()) if note]
     heads = []
     for note in notes:
