@@ -91,6 +91,10 @@ class Home:
         """Withdrawals with the operator's signature: proof that it knows."""
         return self.root / "state" / "receipts"
 
+    def withdrawn(self, dataset: str) -> Path:
+        """Identifiers of patients in a data set who withdrew their consent."""
+        return self.root / "withdrawn" / f"{dataset}.txt"
+
     def ended(self, study: str) -> Path:
         """Why the study ended here: the operator's abort, or this hospital's withdrawal."""
         return self.root / "state" / f"ended-{study[7:]}.json"

@@ -3,7 +3,7 @@
 from wardround_client.home import Home
 from wardround_common.permissions import require_private
 
-SECRETS = ("keys/*.key", ".enrolling/keys/*.key", "state/sealed/*")
+SECRETS = ("keys/*.key", ".enrolling/keys/*.key", "state/sealed/*", "withdrawn/*.txt")
 DECISIONS = ("keys", "state", "approvals", "studies", "policy.yaml", "policy.sig", "approver.pub", "operator.json")
 
 

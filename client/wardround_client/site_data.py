@@ -3,6 +3,7 @@
 Rules.
 - All checks run at approval and only there (`data.text`, `data.cohort`); during rounds a record that cannot be used is
   muted, because a refusal that depends on the data would be seen from outside.
+- Records of patients who withdrew their consent are muted too (`consent`).
 - Data sets share one budget, unless the signed policy declares one to be about other patients *and* the identifiers of
   all data sets in other budgets are different, today, in the files as they are.
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardround_client.config import ClientConfig, Dataset
+from wardround_client.consent import mute_withdrawn, withdrawn
 from wardround_client.data.cohort import (
     read_identifiers,
     require_cohort,
@@ -44,7 +46,14 @@ def load_site_texts(home: Home, config: ClientConfig, study: Study, *, strict: b
     unit_column = dataset.unit_column if study.privacy.unit == "patient" else None
     if study.privacy.unit == "patient" and unit_column is None:
         raise _without_unit(study.task.dataset, f"study {study.name} protects patients")
-    return load_texts(home.root / dataset.path, study.task, unit_column=unit_column, strict=strict)
+    path = home.root / dataset.path
+    data = load_texts(path, study.task, unit_column=unit_column, strict=strict)
+    gone = withdrawn(home, study.task.dataset)
+    if not gone:
+        return data
+    if dataset.unit_column is None:
+        raise _without_unit(study.task.dataset, "patients withdrew their consent")
+    return mute_withdrawn(data, read_identifiers(path, dataset.unit_column), gone)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from wardround_server.home import Home as ServerHome
 
 STUDY = "sha256:" + "a" * 64
 
+METHODS = ("approval", "withdrawn", "study", "agreed", "ended", "update_key", "completed", "release")
+
 
 def places(home: object, *, study: str) -> list[str]:
     root = Path("/home-of-a-test")
@@ -18,7 +20,7 @@ def places(home: object, *, study: str) -> list[str]:
     for name, value in vars(type(home)).items():
         if isinstance(value, property):
             found.append(getattr(home, name))
-        elif callable(value) and name in ("approval", "study", "agreed", "ended", "update_key", "completed", "release"):
+        elif callable(value) and name in METHODS:
             found.append(value(home, study))
     return [path.relative_to(root).as_posix() for path in found]
 
@@ -29,7 +31,7 @@ def places(home: object, *, study: str) -> list[str]:
 )
 def test_every_place_of_a_home_has_a_row(side: str, home: object, study: str) -> None:
     known = patterns(side)
-    inside = ("", "/x", "/x.json", "/x.pub", "/server.pem", "/ca.pem", "/log/x")  # a place may be a folder
+    inside = ("", "/x", "/x.json", "/x.txt", "/x.pub", "/server.pem", "/ca.pem", "/log/x")  # a place may be a folder
 
     def described(place: str) -> bool:
         return any(fnmatch(place + end, pattern) for pattern in known for end in inside)
