@@ -202,6 +202,7 @@ class Collection:
         self.rules = rules
         self.parcels = parcels
         self.context = round_context(rules, plan, parcels.roster)
+        self._accepted: dict[str, tuple[Envelope, Receipt]] = {}  # verified; not yet in the sum
         self._receipts: dict[int, Receipt] = {}
 
     def accept(self, site: str, header: Envelope) -> MaskedHeader:
@@ -221,6 +222,7 @@ class Collection:
         receipt = _receipt(index, found, header)
         if receipt is None or header_of(self.rules, self.context, receipt) != found:
             raise header_invalid(site, "it is for another round, plan, adapter, roster or length")
+        self._accepted[site] = (header, receipt)
         return found
 
     def keep(self, site: str, header: Envelope) -> None:
@@ -229,10 +231,9 @@ class Collection:
         Raises:
             VerificationError: as `accept`.
         """
-        found = self.accept(site, header)
-        index = self.rules.index(site)
-        receipt = _receipt(index, found, header) if index is not None else None
-        assert receipt is not None
+        if self._accepted.get(site, (None, None))[0] != header:
+            self.accept(site, header)
+        receipt = self._accepted[site][1]
         self._receipts[receipt.index] = receipt
 
     @property
