@@ -9,6 +9,7 @@ from peers.studies import SITES, Cast, make_study
 
 from wardround_client.ending import (
     SiteEnding,
+    end_studies_of_old_identity,
     is_ended,
     require_not_ended,
     send_withdrawals,
@@ -20,7 +21,9 @@ from wardround_client.rounds import vault_prefix
 from wardround_client.vault import Vault
 from wardround_common.ending import ABORT_TYPE, WITHDRAWAL_TYPE, Abort, Withdrawal, open_abort, open_withdrawal
 from wardround_common.errors import BudgetError, PolicyError, TransportError, VerificationError
+from wardround_common.identity.keys import write_private_key
 from wardround_common.signing import Envelope, public_key_text, sign_document
+from wardround_common.study import STUDY_TYPE
 from wardround_common.wire.blobstore import FileBlobStore
 
 CAST = Cast()
@@ -156,3 +159,23 @@ def test_a_withdrawal_for_another_site_is_refused() -> None:
     with pytest.raises(VerificationError) as caught:
         open_withdrawal(theirs, site=SITE, identity=identity)
     assert caught.value.code == "withdrawal-of-another-site"
+
+
+def test_a_new_identity_ends_what_the_old_one_signed_and_nothing_else(bench: Bench) -> None:
+    """After `enroll --again --new-identity`: studies that name the old key are over here, others go on."""
+    new = Ed25519PrivateKey.generate()
+    write_private_key(bench.home.identity_key, new)
+    members = tuple(
+        m.model_copy(update={"identity": public_key_text(new.public_key())}) if m.name == SITE else m
+        for m in STUDY.cohort.members
+    )
+    renamed = STUDY.model_copy(update={"name": "next", "cohort": STUDY.cohort.model_copy(update={"members": members})})
+    for study in (STUDY, renamed):
+        for path in (bench.home.approval(study.sha256()), bench.home.study(study.sha256())):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(sign_document(study.to_bytes(), STUDY_TYPE, CAST.operator).to_bytes())
+    assert end_studies_of_old_identity(bench.home, SITE) == 1
+    assert is_ended(bench.home, DIGEST)
+    assert not is_ended(bench.home, renamed.sha256())
+    assert end_studies_of_old_identity(bench.home, SITE) == 0
+    assert waiting_withdrawals(bench.home) == (), "the old identity is revoked: there is nobody to tell"
