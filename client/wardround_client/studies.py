@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, require_own_facts, store_agreed
+from wardround_client.attempts import attempt
 from wardround_client.config import ClientConfig
 from wardround_client.data.text import TextData
 from wardround_client.ending import SiteEnding, require_not_ended
@@ -292,7 +293,8 @@ class SiteStudies:
         layout = adapter_layout(weight_shapes(folder), study.adapter, study.task)
         _require_initial(study, layout)
         data = load_site_texts(self.home, self.config, study, strict=False)
-        trainer = self.training.make_trainer(study, data, folder, self.config)
+        make_trainer = partial(self.training.make_trainer, study, data, folder, self.config)
+        trainer = make_trainer()
         first = _trained(initial_tensors(layout, study.adapter.seed), layout)
         agreed = load_agreed(self.home.agreed(study.sha256()), study.sha256())
         require_newest_ledger(self.ledger.begun(study.sha256()), agreed.begun)
@@ -313,6 +315,7 @@ class SiteStudies:
             study=study,
             rounds=rounds,
             trainer=trainer,
+            make_trainer=make_trainer,
             initial=sha256_digest(encode_tensors(first)),
             board=self.board,
             require_going=lambda: require_not_ended(self.home, study.sha256()),
@@ -354,6 +357,7 @@ class OpenStudy:
     study: Study
     rounds: Rounds
     trainer: RoundTrainer = field(repr=False)
+    make_trainer: Callable[[], RoundTrainer] = field(repr=False)
     initial: str  # digest of the adapter that the study starts from
     board: StatusBoard = field(repr=False)
     require_going: Callable[[], None] = field(repr=False)  # raises once the study was aborted or left
@@ -371,9 +375,13 @@ class OpenStudy:
 
     def train(self, tensors: Tensors, round_: int, seed: bytes, optimiser_state: bytes | None) -> Trained:
         """Train one round; every coin and all noise derive from `seed`."""
-        result = self.trainer.train_round(
-            dict(tensors), round_, KeystreamRandomness(seed), optimiser_state, self._progress
-        )
+
+        def train(trainer: RoundTrainer) -> RoundChange:
+            return trainer.train_round(
+                dict(tensors), round_, KeystreamRandomness(seed), optimiser_state, self._progress
+            )
+
+        self.trainer, result = attempt(self.trainer, train, self.make_trainer)
         return Trained(delta=result.delta, optimiser_state=result.optimiser_state)
 
     def _progress(self, progress: "Progress") -> None:

@@ -43,7 +43,7 @@ def test_an_upload_that_is_cut_resumes_where_it_was(shop: Workshop):
 
 @pytest.mark.slow
 def test_300_ms_of_latency(shop: Workshop):
-    with shop.light(3) as light, Faultline(light.fed.address) as line:
+    with shop.light(3, rounds=1) as light, Faultline(light.fed.address) as line:
         line.latency_s = 0.15  # each way
         for site in light.sites:
             light.through(site, server=line.address)
@@ -52,7 +52,7 @@ def test_300_ms_of_latency(shop: Workshop):
 
 @pytest.mark.slow
 def test_a_site_behind_1_mbit_per_second(shop: Workshop):
-    with shop.light(3, rank=64) as light, Faultline(light.fed.address) as line:
+    with shop.light(3, rank=64, rounds=1) as light, Faultline(light.fed.address) as line:
         line.bytes_per_s = 1e6 / 8
         light.through("south", server=line.address)
         complete(light)

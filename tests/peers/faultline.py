@@ -15,8 +15,9 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 PIECE = 16_384
 MAX_WAITING = 16
@@ -84,7 +85,12 @@ class Faultline:
 
     def cut(self) -> None:
         """Reset every present connection."""
-        self._loop.call_soon_threadsafe(lambda: [pair.reset() for pair in list(self._pairs)])
+
+        def reset() -> None:
+            for pair in list(self._pairs):
+                pair.reset()
+
+        self._loop.call_soon_threadsafe(reset)
 
     def break_half_open(self) -> None:
         def kill() -> None:
@@ -133,7 +139,7 @@ class Faultline:
             pair.writers.append(to_there)
             tasks = [self._carry(pair, reader, to_there, up=True), self._carry(pair, there, writer), self._watch(pair)]
             await _first_ends(*tasks)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._pairs.discard(pair)
@@ -190,7 +196,7 @@ class Faultline:
             await asyncio.sleep(0.02)
 
 
-async def _first_ends(*jobs: "asyncio._CoroutineLike[None]") -> None:
+async def _first_ends(*jobs: Coroutine[Any, Any, None]) -> None:
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -240,9 +240,9 @@ class Federation:
             *("--yes", "--json", *more),
         )
 
-    def approve_all(self, name: str = "tiny") -> None:
+    def approve_all(self, name: str = "tiny", sites: Sequence[str] | None = None) -> None:
         self.wait_for_offer(name)
-        for site in self.sites:
+        for site in self.sites if sites is None else sites:
             outcome = self.approve(site, name)
             assert outcome.code == 0, outcome.out + outcome.err
 

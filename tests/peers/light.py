@@ -39,14 +39,17 @@ PATIENT = Timing(round_deadline_s=600.0)
 """Nobody is late, however busy the machine is."""
 
 
-def light_model(folder: Path) -> Path:
-    """A BERT that has just the two layers that get an adapter: enough for layouts and digests, not for training."""
+def light_model(folder: Path, rows: int = WIDTH, width: int = WIDTH) -> Path:
+    """A BERT that has just the two layers that get an adapter: enough for layouts and digests, not for training.
+
+    An adapter of rank r then trains 2 r `rows` values, and the head's 3 (`width` + 1).
+    """
     folder.mkdir(parents=True)
-    config = {"model_type": "bert", "hidden_size": WIDTH, "num_hidden_layers": 2}
+    config = {"model_type": "bert", "hidden_size": width, "num_hidden_layers": 2}
     (folder / "config.json").write_text(json.dumps(config))
     layer = "encoder.layer.1.attention.self"
-    weights = {f"{layer}.{which}.weight": np.zeros((WIDTH, WIDTH), np.float32) for which in ("query", "value")}
-    weights["embeddings.word_embeddings.weight"] = np.zeros((8, WIDTH), np.float32)
+    weights = {f"{layer}.{which}.weight": np.zeros((rows, width), np.float32) for which in ("query", "value")}
+    weights["embeddings.word_embeddings.weight"] = np.zeros((8, width), np.float32)
     save_file(weights, folder / "model.safetensors")
     return folder
 
@@ -105,6 +108,17 @@ class Light:
         for name in ("server", *self.sites):
             if name not in self.fed.processes:
                 self.fed.start(name)
+
+    def start_together(self) -> None:
+        """Start all hospitals in one process, each with its own session, ledger and vault."""
+        argument = {"homes": [str(self.fed.home(site)) for site in self.sites]}
+        log = self.fed.folder / "together.log"
+        self.fed.processes["together"] = self.zygote.spawn("peers.lightward:run_together", argument, log=log)
+
+    def approve_last(self) -> None:
+        """Give the approval that was left out."""
+        outcome = self.fed.approve(self.sites[-1])
+        assert outcome.code == 0, outcome.out + outcome.err
 
     def finish(self, patience_s: float = 120.0) -> None:
         """Wait for the release, and until every running hospital knows of it; then stop all in good order."""
@@ -197,22 +211,27 @@ class Workshop:
 
     folder: Path
     zygote: Zygote
+    model: Path
     _prepared: dict[str, Federation] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def light(self, sites: int, **options: Any) -> Iterator[Light]:
-        """A federation of `sites` hospitals that all approved one study (`options`: see Federation.study_file)."""
-        fed = self._fresh(sites, options)
+    def light(self, sites: int, *, waiting: bool = False, **options: Any) -> Iterator[Light]:
+        """A federation of `sites` hospitals that all approved one study (`options`: see Federation.study_file;
+        `policy`: changes to every hospital's).
+
+        If `waiting`, the last one has not approved it yet (`Light.approve_last`).
+        """
+        fed = self._fresh(sites, waiting, options)
         try:
             yield Light(fed, self.zygote)
         finally:
             fed.stop_all()
 
-    def _fresh(self, sites: int, options: dict[str, Any]) -> Federation:
-        key = sha256_digest(repr((sites, sorted(options.items(), key=str))).encode())[7:19]
+    def _fresh(self, sites: int, waiting: bool, options: dict[str, Any]) -> Federation:
+        key = sha256_digest(repr((sites, waiting, sorted(options.items(), key=str))).encode())[7:19]
         template = self.folder / f"template-{key}"
         if key not in self._prepared:
-            self._prepared[key] = self._prepare(sites, options, self.folder / f"run-{key}")
+            self._prepared[key] = self._prepare(sites, waiting, options, self.folder / f"run-{key}")
             shutil.copytree(self._prepared[key].folder, template)
         fed = self._prepared[key]
         shutil.rmtree(fed.folder)
@@ -220,19 +239,19 @@ class Workshop:
         fed.processes.clear()
         return fed
 
-    def _prepare(self, sites: int, options: dict[str, Any], folder: Path) -> Federation:
-        model = self.folder / "light-model"
-        if not model.exists():
-            light_model(model)
+    def _prepare(self, sites: int, waiting: bool, options: dict[str, Any], folder: Path) -> Federation:
         folder.mkdir()
-        fed = Federation(folder=folder, model=model, sites=NAMES[:sites], policy={"max_rank": 256})
+        names = [*NAMES, *(f"site{i}" for i in range(sites))][:sites]
+        options = dict(options)
+        policy = {"max_rank": 256, "max_rounds": 10_000, **options.pop("policy", {})}
+        fed = Federation(folder=folder, model=self.model, sites=names, policy=policy)
         light = Light(fed, self.zygote)
         try:
             fed.found()
             light.fed.start("server")
             fed.enrol()
             fed.propose(**{**LIGHT_PRIVACY, "timing": PATIENT, **options})
-            fed.approve_all()
+            fed.approve_all(sites=fed.sites[:-1] if waiting else None)
             assert fed.stop("server") == 0
         finally:
             fed.stop_all()
@@ -240,6 +259,7 @@ class Workshop:
 
 
 @contextlib.contextmanager
-def workshop(folder: Path) -> Iterator[Workshop]:
+def workshop(folder: Path, **model: int) -> Iterator[Workshop]:
+    """A workshop in `folder`; `model`: see `light_model`."""
     with Zygote() as zygote:
-        yield Workshop(folder, zygote)
+        yield Workshop(folder, zygote, light_model(folder / "light-model", **model))

@@ -4,6 +4,7 @@ The product's own `serve_home` and `run_daemon` run here; what differs is handed
 product's methods by `peers.steps`. Nothing of this can be reached from the product.
 """
 
+import asyncio
 import ctypes
 import hashlib
 import signal
@@ -16,14 +17,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from peers import steps
+from peers import bad_answers, steps
 
+from wardround_client import attempts, daemon
 from wardround_client.config import load
-from wardround_client.daemon import run_daemon
+from wardround_client.daemon import open_site, run_daemon
 from wardround_client.home import Home
+from wardround_client.ledger import Ledger
 from wardround_client.randomness import KeystreamRandomness, Randomness
 from wardround_client.rounds import Trained
 from wardround_client.studies import Training
+from wardround_client.transport.connection import Connection
 from wardround_common import cli
 from wardround_common.logging import configure_logging
 from wardround_common.study import Study
@@ -35,6 +39,9 @@ Tensors = Mapping[str, NDArray[np.float32]]
 
 LARGEST = 1e-3
 """Of one value of a light update: below what any study here lets an honest Adam run reach."""
+
+MOST_DRAWN = 1 << 18
+"""Fresh values in one tensor; larger ones repeat them, so that large updates cost little."""
 
 
 def round_seed(site: str) -> bytes:
@@ -64,7 +71,8 @@ class LightTrainer:
         mixed = KeystreamRandomness(hashlib.sha256(randomness.bytes(32) + words + bytes([round_ % 256])).digest())
         delta = {}
         for name in sorted(tensors):
-            values = mixed.normal(tensors[name].size).reshape(tensors[name].shape)
+            size = tensors[name].size
+            values = np.resize(mixed.normal(min(size, MOST_DRAWN)), tensors[name].shape)
             delta[name] = np.clip(1e-4 * (values + before), -LARGEST, LARGEST).astype(np.float32)
         after = 0.5 * before + float(mixed.normal(1)[0])
         return Trained(delta=delta, optimiser_state=np.array([after], "<f8").tobytes())
@@ -83,7 +91,7 @@ def fixed_training(site: str) -> Training:
 
 
 def run(argument: dict[str, Any]) -> int:
-    """Be a daemon. Keys: role, home; faults (see `steps.install`), keepalive_s, clock_s, pause_s, real, hosts."""
+    """Be a daemon. Keys: role, home; faults and marks (see `steps`), keepalive_s, clock_s, pause_s, real, hosts."""
     if keepalive := argument.get("keepalive_s"):
         _scale_keepalive(keepalive)
     if offset := argument.get("clock_s"):
@@ -93,9 +101,31 @@ def run(argument: dict[str, Any]) -> int:
         _private_hosts(hosts)
     for fault in argument.get("faults", ()):
         steps.install(**fault)
+    attempts.PAUSE_S = 0.1
+    if answers := argument.get("answers"):
+        bad_answers.install(answers, round_=2)
+    if marks := argument.get("marks"):
+        steps.mark(Path(marks))
     home = Path(argument["home"])
     body = _server if argument["role"] == "server" else _site
     return cli.run(lambda: body(home, argument), as_json=False)
+
+
+def run_together(argument: dict[str, Any]) -> int:
+    """Be many hospitals' daemons in one process, which has what `run_daemon` has for each; key: homes."""
+    configure_logging(format="human", level="info")
+    return cli.run(lambda: asyncio.run(_together([Path(home) for home in argument["homes"]])), as_json=False)
+
+
+async def _together(homes: list[Path]) -> None:
+    sessions = []
+    for root in homes:
+        home, config = Home(root), load(root)
+        connection = Connection.from_home(root, address=config.server)
+        ledger = Ledger.open(home.ledger, writer=True)
+        studies = open_site(home, config, ledger, light_training(config.site))
+        sessions.append(daemon._session(studies, connection))
+    await asyncio.gather(*(session.run() for session in sessions))
 
 
 def _server(home: Path, argument: dict[str, Any]) -> None:
@@ -121,7 +151,8 @@ def _stop_on_signals() -> threading.Event:
 
 def _scale_keepalive(seconds: float) -> None:
     """Find dead lines so many seconds after the last byte, and again as many for the answer."""
-    scaled = {"grpc.keepalive_time_ms": int(1000 * seconds), "grpc.keepalive_timeout_ms": int(1000 * seconds)}
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    scaled = dict.fromkeys(names, int(1000 * seconds))
     settings._SHARED = tuple((name, scaled.get(name, value)) for name, value in settings._SHARED)
 
 

@@ -16,7 +16,7 @@ PERCENT = 30
 def main(folder: Path) -> None:
     """Prepare undisturbed, then lose packets until the study is released."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    with workshop(folder) as shop, shop.light(3) as light:
+    with workshop(folder) as shop, shop.light(3, rounds=1) as light:
         port = light.fed.address.rpartition(":")[2]
         rules = "".join(
             f"  tcp {end} {port} numgen random mod 100 < {PERCENT} counter drop\n" for end in ("dport", "sport")

@@ -11,9 +11,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from wardround_common.audit.events import ModelReleased, RoundAggregated, RoundStarted, WitnessQuorum
+from wardround_common.errors import TrainingError
 
 Moment = Literal["before", "after", "inside"]  # inside a generator: when it is asked for its second item
 When = Callable[[tuple[Any, ...], int], bool]
@@ -140,6 +142,27 @@ def reach(step: str, round_: int) -> None:
             act()
 
 
+def mark(path: Path) -> None:
+    """Append a line with the monotonic clock for every sealed round, opened and closed session (for benchmarks)."""
+
+    def note(line: str) -> None:
+        with path.open("a") as file:
+            file.write(f"{time.monotonic()} {line}\n")
+
+    for method, moment, tell in (
+        (_PUT, "after", lambda a: f"sealed {a[1].plan.round}" if a[1].phase == "sealed" else ""),
+        ("wardround_server.transport.sessions:Sessions._open", "after", lambda a: f"opened {a[1].site}"),
+        ("wardround_server.transport.sessions:Sessions._close", "after", lambda a: f"closed {a[1].session.site}"),
+    ):
+        told: list[str] = [""]
+
+        def when(arguments: tuple[Any, ...], tell: Any = tell, told: list[str] = told) -> bool:
+            told[0] = tell(arguments)
+            return bool(told[0])
+
+        _wrap(method, moment, when, lambda told=told: note(told[0]))
+
+
 def _act(do: str, seconds: float) -> None:
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -150,6 +173,8 @@ def _act(do: str, seconds: float) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif do == "out-of-memory":
         raise MemoryError("injected")
+    elif do == "device-lost":
+        raise TrainingError("device-failed", "the accelerator failed (injected)", next_step="-")
     else:
         raise ValueError(do)
 
