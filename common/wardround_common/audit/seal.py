@@ -12,7 +12,6 @@ Not done here: framing (`framing`), seeds and age files (`segment`), files, what
     b'{"kind":"server.stop","v":1}'
 """
 
-import hashlib
 import hmac
 import struct
 import zlib
@@ -137,4 +136,4 @@ def _commitment(key: bytes) -> bytes:
 
 
 def _mac(key: bytes, message: bytes) -> bytes:
-    return hmac.new(key, message, hashlib.sha256).digest()
+    return hmac.digest(key, message, "sha256")
