@@ -21,6 +21,7 @@ LEAVES_THE_HOSPITAL = (
     "its sealed, already noisy adapter update with a signed header",
     "its signed mechanism record, which holds constants of the study only",
     "its cosignatures of audit checkpoints",
+    "its signed withdrawal if it leaves, and the word ended when a study was aborted",
     "its protocol version and ready, busy, refused or failed-locally",
     "what TLS and gRPC say themselves, and the times and sizes of all of this",
 )

@@ -1,13 +1,17 @@
 """Over real processes: pausing, the kill switch, leaving and aborting in the middle of a study."""
 
 import os
+import urllib.request
 
 import pytest
-from peers.federation import Federation, ok
+from peers.federation import Federation, _free_port, ok, wardround
 
+from wardround_client import config as client_config
 from wardround_client.home import Home
+from wardround_common.config import MonitorSettings
 
 pytestmark = pytest.mark.slow
+PORT = _free_port()
 
 
 def study_row(fed: Federation, name: str = "tiny") -> dict:
@@ -18,15 +22,35 @@ def running(fed: Federation, **privacy: int) -> str:
     """Start a study that is long enough to be disturbed, and wait for its second round."""
     digest = fed.propose(rounds=40, **privacy)
     fed.approve_all()
+    monitor(fed, fed.sites[0], PORT)
     for site in fed.sites:
         fed.start(site)
     fed.wait(lambda: fed.status().get("round", 0) >= 2, "round 2")
     return digest
 
 
+def monitor(fed: Federation, site: str, port: int) -> None:
+    config = client_config.load(fed.home(site))
+    changed = config.model_copy(update={"monitor": MonitorSettings(port=port)})
+    (fed.home(site) / "client.toml").write_text(client_config.render(changed))
+
+
+def scraped(path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=10) as answer:
+        return answer.read().decode()
+
+
 def test_pause_kill_and_abort_in_the_middle_of_a_study(fed: Federation) -> None:
     digest = running(fed)
     north, south = fed.sites[:2]
+
+    assert scraped("/healthz") == "ok\n"
+    assert 'wardround_client_phase{phase="training"}' in scraped("/metrics")
+    report = ok("client", "doctor", "--home", fed.home(north))["findings"]
+    assert [finding["name"] for finding in report if finding["state"] == "FAIL"] == []
+    shown = wardround("server", "status", "--home", fed.server)
+    assert "round" in shown.out
+    assert north in shown.out
 
     ok("client", "pause", "--home", fed.home(north))
     fed.wait(lambda: fed.status(north).get("phase") == "paused", "north to stay away")
