@@ -1,5 +1,6 @@
 """The survivor set: fixed once by the server, checked by all who open (docs/spec/secagg.md, rules 17 and 21)."""
 
+import functools
 import hashlib
 
 from wardround_common.errors import ProtocolError, VerificationError
@@ -26,10 +27,16 @@ def header_of(rules: Rules, context: RoundContext, receipt: Receipt) -> MaskedHe
         site=rules.names[receipt.index],
         plan=context.plan,
         adapter=context.adapter,
-        context=context.sha256(),
+        context=context_digest(context),
         vector=BlobRef(digest=sha256_text(receipt.vector), length=rules.vector_bytes),
         commitment=sha256_text(receipt.commitment),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def context_digest(context: RoundContext) -> str:
+    """Return `sha256:…` of a context; it names the whole roster and is needed for every header."""
+    return context.sha256()
 
 
 def survivor_set(rules: Rules, context: RoundContext, receipts: tuple[Receipt, ...]) -> SurvivorSet:
@@ -37,7 +44,7 @@ def survivor_set(rules: Rules, context: RoundContext, receipts: tuple[Receipt, .
     return SurvivorSet(
         study=rules.study,
         round=context.round,
-        context=context.sha256(),
+        context=context_digest(context),
         adapter=context.adapter,
         survivors=tuple(rules.names[receipt.index] for receipt in receipts),
         receipts=_digest(receipts),
@@ -76,7 +83,7 @@ def check_set(
         VerificationError: another context, too few survivors, or a header that its member did not sign.
     """
     indices = tuple(receipt.index for receipt in receipts)
-    if (found.round, found.context, found.adapter) != (context.round, context.sha256(), context.adapter):
+    if (found.round, found.context, found.adapter) != (context.round, context_digest(context), context.adapter):
         raise survivors_invalid("it is for another round, plan, roster or adapter")
     if tuple(rules.names[i] for i in indices) != found.survivors or _digest(receipts) != found.receipts:
         raise survivors_invalid("the headers beside it are not those that it names")

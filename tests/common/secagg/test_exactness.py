@@ -86,16 +86,15 @@ def test_small_cohorts(case: Case, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(st.integers(10, 100)), seed=st.integers(0, 2**32 - 1))
 def test_large_cohorts(case: Case, seed: int) -> None:
     check(case, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ring", ["u32", "u16"])
-def test_a_hundred_members_with_a_fifth_lost(ring: str, tmp_path: Path) -> None:
-    ward = Ward(n=100, colluders=33, changes={"ring": ring})
+def test_a_hundred_members_with_a_fifth_lost(tmp_path: Path) -> None:
+    ward = Ward(n=100, colluders=33)
     updates = ward.updates(5)
     total, _, found = ward.run(
         1, updates, tmp_path, shared=ward.names[:95], masked=ward.names[:80], opened=ward.names[5:75]
