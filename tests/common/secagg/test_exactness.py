@@ -86,6 +86,7 @@ def test_small_cohorts(case: Case, seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(st.integers(10, 100)), seed=st.integers(0, 2**32 - 1))
 def test_large_cohorts(case: Case, seed: int) -> None:
@@ -93,6 +94,7 @@ def test_large_cohorts(case: Case, seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_hundred_members_with_a_fifth_lost(tmp_path: Path) -> None:
     ward = Ward(n=100, colluders=33)
     updates = ward.updates(5)
@@ -103,7 +105,7 @@ def test_a_hundred_members_with_a_fifth_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # half a minute of one core
+@pytest.mark.timeout(900)
 def test_a_thousand_simulated_members_on_a_regular_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactness only: with 12 neighbours each, far fewer than 2^-40 secrecy asks for (44, without colluders).
 
