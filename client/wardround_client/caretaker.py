@@ -3,6 +3,7 @@
 Rules.
 - One `tick` looks at the home and acts; it never raises. The thread ticks every `TICK_S`.
 - The kill switch ends the process without asking the other threads: they may be in a long step.
+- Nothing that waits for the network runs in the tick, so the kill switch works within a second.
 - A certificate is renewed while everything runs: open streams keep the old one, every new
   connection takes the new one (docs/spec/identity.md, "Renewal").
 Not done here: what being away means for the connection (`transport.session`).
@@ -59,6 +60,7 @@ class Caretaker:
         clock: seconds, monotonic.
         local_time: this machine's local time.
         end: ends the process at once.
+        aside: runs what may wait for the network; the kill switch must not wait behind it.
     """
 
     home: Home
@@ -69,8 +71,10 @@ class Caretaker:
     clock: Callable[[], float]
     local_time: Callable[[], datetime] = datetime.now
     end: Callable[[int], object] = os._exit
+    aside: Callable[[Callable[[], None]], object] = field(default=lambda call: _in_thread(call), repr=False)
     _state: Presence = field(default=Presence(here=True), repr=False)
     _next_renewal: float = field(default=0.0, repr=False)
+    _renewing: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _asked: bool = field(default=False, repr=False)
     _next_asked: float = field(default=0.0, repr=False)
 
@@ -84,10 +88,10 @@ class Caretaker:
         now = self.clock()
         if self._state.here and self._asked and now >= self._next_asked:
             self._asked, self._next_asked, self._next_renewal = False, now + ASKED_AGAIN_S, now + RENEWAL_CHECK_S
-            self._renew(True)
+            self.aside(lambda: self._renew(True))
         elif self._state.here and now >= self._next_renewal:
             self._next_renewal = now + RENEWAL_CHECK_S
-            self._renew(False)
+            self.aside(lambda: self._renew(False))
 
     def ask_renewal(self) -> None:
         """Renew at the next tick: the server's authority changes. May be called from any thread."""
@@ -110,7 +114,12 @@ class Caretaker:
             self.line.pause(now.why)
 
     def _renew(self, asked: bool) -> None:
-        try:
-            self.renew(asked)
-        except WardroundError as error:
-            log.warning("the certificate could not be renewed yet", code=error.code, why=str(error))
+        with self._renewing:
+            try:
+                self.renew(asked)
+            except WardroundError as error:
+                log.warning("the certificate could not be renewed yet", code=error.code, why=str(error))
+
+
+def _in_thread(call: Callable[[], None]) -> None:
+    threading.Thread(target=call, name="renewal", daemon=True).start()

@@ -1,5 +1,6 @@
 """Pause, training hours and the kill switch: files of this hospital's people decide, nothing else."""
 
+import threading
 from datetime import datetime
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Bench:
             clock=lambda: self.now,
             local_time=lambda: self.moment,
             end=self.ended.append,
+            aside=lambda call: call(),
         )
 
     def renew(self, asked: bool) -> None:
@@ -109,6 +111,19 @@ def test_the_certificate_is_looked_at_once_an_hour_and_a_failure_can_wait(bench:
     bench.now += RENEWAL_CHECK_S
     bench.caretaker.tick()
     assert bench.renewals == 2, "a hospital that stays away connects for nothing"
+
+
+def test_the_kill_switch_does_not_wait_for_a_renewal_that_hangs(bench: Bench) -> None:
+    hanging = threading.Event()
+    bench.caretaker.renew = lambda asked: hanging.wait(30) and None
+    bench.caretaker.aside = Caretaker.__dataclass_fields__["aside"].default
+    try:
+        bench.caretaker.tick()
+        bench.home.stop.touch()
+        bench.caretaker.tick()
+        assert bench.ended == [KILLED_EXIT_CODE]
+    finally:
+        hanging.set()
 
 
 def test_a_server_that_asks_for_renewals_gets_few(bench: Bench) -> None:
