@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import hashlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -104,6 +105,8 @@ def run(argument: dict[str, Any]) -> int:
     attempts.PAUSE_S = 0.1
     if answers := argument.get("answers"):
         bad_answers.install(answers, round_=2)
+    if dialled := argument.get("dialled"):
+        _write_down_connections(Path(dialled))
     if marks := argument.get("marks"):
         steps.mark(Path(marks))
     home = Path(argument["home"])
@@ -167,3 +170,14 @@ def _private_hosts(path: str) -> None:
     ):
         if failed:
             raise OSError(ctypes.get_errno(), "cannot hide /etc/hosts")
+
+
+def _write_down_connections(path: Path) -> None:
+    """Append every address that Python code of this process dials or looks up (gRPC's own sockets are not Python's)."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+            with path.open("a") as file:
+                file.write(f"{event} {arguments[1] if event == 'socket.connect' else arguments}\n")
+
+    sys.addaudithook(hook)
