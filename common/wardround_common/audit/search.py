@@ -1,7 +1,8 @@
 """Finds rows: the same words on the command line and in the report's page.
 
 Rules. All words must match. `kind:`, `site:`, `study:` and `segment:` match a part of that field, `site:` also a site
-in a list; `round:N` and a bare number match exactly (the round, the index); any other word is looked for in everything.
+in a list; `round:N` and a bare number match exactly (the round, the index); any other word is looked for in
+everything, one of digits, `-` and `:` also in the claimed time.
 
     >>> matches(row, "kind:dp.spent round:3")  # doctest: +SKIP
     True
@@ -11,6 +12,7 @@ from wardround_common.audit.report.columns import lines
 from wardround_common.audit.rows import Row
 from wardround_common.audit.verify import utc
 
+_CLOCK = frozenset("0123456789:-")  # a word of these may be a date or a time
 _FIELDS = ("kind", "site", "round", "study", "segment")
 
 
@@ -25,9 +27,9 @@ def _fits(row: Row, word: str) -> bool:
         return _field_fits(row, name, text)
     if word.removeprefix("#").isdigit():
         return row.index == int(word.removeprefix("#"))
-    return word in f"{row.kind} {row.site} {row.study} {utc(row.time)}".lower() or any(
-        word in line.lower() for line in lines(row)
-    )
+    if set(word) <= _CLOCK and word in utc(row.time):
+        return True
+    return any(word in text.lower() for text in (row.kind, row.site, row.study, *lines(row)))
 
 
 def _field_fits(row: Row, name: str, text: str) -> bool:

@@ -8,7 +8,7 @@
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const base64 = (data) => btoa(String.fromCharCode(...data));
   const leaves = bytes(proofs.leaves), tiles = bytes(proofs.tiles);
-  let tables, columns, shown = [], chosen = -1;
+  let tables, lower, columns, shown = [], chosen = -1;
 
   function make(tag, text, css) {
     const node = document.createElement(tag);
@@ -37,12 +37,13 @@
     if (name) return contains(name, rest);
     if (/^#?\d+$/.test(text)) return (at) => at + proofs.start === Number(text.replace("#", ""));
     const anywhere = ["kind", "site", "study", "text"].map((table) => contains(table, text));
-    return (at) => anywhere.some((test) => test(at)) || when(columns.time[at]).includes(text);
+    if (/^[\d:-]+$/.test(text)) anywhere.push((at) => when(columns.time[at]).includes(text)); // a date or a time
+    return (at) => anywhere.some((test) => test(at));
   }
 
   // Each different text is looked at once, however many rows have it.
   function contains(name, text) {
-    const hits = tables[name].map((one) => one.toLowerCase().includes(text));
+    const hits = lower[name].map((one) => one.includes(text));
     return (at) => hits[columns[name][at]];
   }
   function equals(name, text) {
@@ -51,8 +52,8 @@
   }
   function mentions(site) {
     const own = contains("site", site);
-    const listed = tables.text.map((text) => /^(cohort|survivors|witnesses): /m.test(text) &&
-      text.toLowerCase().split(/[\s,]+/).some((part) => part.includes(site)));
+    const listed = lower.text.map((text) => /^(cohort|survivors|witnesses): /m.test(text) &&
+      text.split(/[\s,]+/).some((part) => part.includes(site)));
     return (at) => own(at) || listed[columns.text[at]];
   }
 
@@ -246,6 +247,7 @@
   async function start() {
     const stream = new Blob([bytes($("data").textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
     ({ tables, columns } = JSON.parse(await new Response(stream).text()));
+    lower = Object.fromEntries(Object.entries(tables).map(([name, texts]) => [name, texts.map((text) => text.toLowerCase())]));
     for (const name of ["kind", "site"]) {
       const names = tables[name].filter(Boolean).sort();
       $(name).append(...names.map((text) => make("option", text)));
