@@ -244,7 +244,18 @@ class Ledger:
         with self._store.transaction():
             row = self._require_reserved(study)
             self._store.execute("UPDATE studies SET closed = 1 WHERE study = ?", study)
-        return 0 if row.closed else row.rounds - row.begun
+        return 0 if row.closed or row.set_back else row.rounds - row.begun
+
+    def set_back(self, study: str) -> None:
+        """Note that this site was set back to an old copy in a study: no round begins, the whole plan stays charged.
+
+        Raises:
+            BudgetError: not reserved.
+            StorageError: not stored.
+        """
+        with self._store.transaction():
+            self._require_reserved(study)
+            self._store.execute("UPDATE studies SET set_back = 1 WHERE study = ?", study)
 
     def spent(self, study: str) -> Price | None:
         """Return the price of all rounds of a study that began, or None if none did.
@@ -296,6 +307,12 @@ class Ledger:
     def _require_next(self, row: Reserved, round_: int) -> None:
         if row.closed:
             raise _closed(row.name)
+        if row.set_back:
+            raise BudgetError(
+                "study-set-back",
+                f"an old copy of this site was restored in the middle of study {row.name}",
+                next_step="this site sits the study out and the whole plan stays charged; tell the operator",
+            )
         if not 1 <= round_ <= row.rounds:
             raise BudgetError(
                 "rounds-exhausted",

@@ -53,6 +53,7 @@ class StudyRow(Document):
     rounds_spent: int
     rounds_reserved: int
     closed: bool
+    set_back: bool  # an old copy of this site was restored: the whole plan stays charged
     epsilon: float
     epsilon_reserved: float
     epsilon_replaced: float
@@ -77,12 +78,16 @@ class Reserved:
     space: str
     dataset: str | None
     sites: int
+    set_back: bool
     begun: int
 
     @property
     def charged(self) -> tuple[SubsampledGaussian, int]:
-        """What counts against the cap: the whole plan while it is open, then the rounds that began."""
-        return self.mechanism, self.begun if self.closed else self.rounds
+        """What counts against the cap: the whole plan while it is open, then the rounds that began.
+
+        Of a study that this site was set back in, always the whole plan: what it had spent is not known.
+        """
+        return self.mechanism, self.begun if self.closed and not self.set_back else self.rounds
 
     @property
     def spent(self) -> Price | None:
@@ -103,7 +108,7 @@ class Reserved:
 def reserved(store: LedgerStore) -> list[Reserved]:
     """Return all studies in the order of their reservation."""
     found = store.query(
-        "SELECT study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, "
+        "SELECT study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, set_back, "
         "(SELECT count(*) FROM rounds WHERE rounds.study = studies.study) FROM studies ORDER BY studies.rowid"
     )
     return [
@@ -118,9 +123,10 @@ def reserved(store: LedgerStore) -> list[Reserved]:
             space=space,
             dataset=dataset,
             sites=sites,
+            set_back=bool(set_back),
             begun=begun,
         )
-        for study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, begun in found
+        for study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, set_back, begun in found
     ]
 
 
@@ -177,6 +183,7 @@ def study_row(row: Reserved) -> StudyRow:
         rounds_spent=row.begun,
         rounds_reserved=row.charged[1],
         closed=row.closed,
+        set_back=row.set_back,
         epsilon=price.epsilon if row.begun else 0.0,
         epsilon_reserved=row.epsilon,
         epsilon_replaced=price.epsilon_replaced if row.begun else 0.0,

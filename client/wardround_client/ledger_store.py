@@ -41,7 +41,8 @@ CREATE TABLE studies (
     reserved_at INTEGER NOT NULL,           -- seconds since 1970, UTC
     space       TEXT NOT NULL DEFAULT 'patients',     -- which patients' budget it is charged to
     dataset     TEXT,                       -- NULL: reserved before the ledger noted it
-    sites       INTEGER NOT NULL DEFAULT 1 CHECK (sites > 0)  -- members of the study
+    sites       INTEGER NOT NULL DEFAULT 1 CHECK (sites > 0),  -- members of the study
+    set_back    INTEGER NOT NULL DEFAULT 0 CHECK (set_back IN (0, 1))  -- 1: what was spent is unknown, all of it counts
 ) STRICT;
 CREATE TABLE rounds (
     study         TEXT NOT NULL REFERENCES studies (study),
@@ -68,6 +69,7 @@ _UPGRADES = {
 ALTER TABLE studies ADD COLUMN space TEXT NOT NULL DEFAULT 'patients';
 ALTER TABLE studies ADD COLUMN dataset TEXT;
 ALTER TABLE studies ADD COLUMN sites INTEGER NOT NULL DEFAULT 1 CHECK (sites > 0);
+ALTER TABLE studies ADD COLUMN set_back INTEGER NOT NULL DEFAULT 0 CHECK (set_back IN (0, 1));
 ALTER TABLE rounds ADD COLUMN recovered INTEGER NOT NULL DEFAULT 0 CHECK (recovered IN (0, 1));
 CREATE TABLE filters (
     space        TEXT PRIMARY KEY,

@@ -4,6 +4,8 @@ Rules (docs/spec/round.md, "A restored site").
 - The evidence is this site's own signature in the witnessed history: an accepted answer that the ledger does not
   hold, or a cosignature over a larger log than this site remembers. Nothing that the server merely says counts.
 - An answer that is found so is entered in the ledger as spent: the budget remembers what the copy forgot.
+- Rounds in between that nobody can show any more (`has_gap`) make what was spent unknown: the whole plan of that study
+  stays charged, and the site sits the rest of it out.
 - A round that was open in the copy is abandoned: either its answer is found, and nothing is drawn again, or its seed is
   gone (`rounds`), or a later round began. The site misses it, like any site that was away.
 - An entry that contradicts what the ledger does hold is not a restore but a wrong log, and ends the cosigning.
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 
 from wardround_client.ledger import Ledger
 from wardround_client.ledger_rows import Stored
-from wardround_common.audit.events import Event, PrivacySpent, Unknown, UpdateReceived
+from wardround_common.audit.events import Event, PrivacySpent, RoundAggregated, RoundFailed, Unknown, UpdateReceived
 from wardround_common.audit.note import cosigned_times
 from wardround_common.errors import StorageError, VerificationError, WardroundError
 from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
@@ -50,6 +52,16 @@ def enter_forgotten(events: Sequence[Event | Unknown], *, study: Study, site: st
     return tuple(found)
 
 
+def has_gap(events: Sequence[Event | Unknown], *, study: str, round_: int) -> bool:
+    """Return whether `events` show the outcome of a later round than the one after `round_`, the last known.
+
+    A site is shown every round once, in order, before it cosigns: a gap is what an older copy of it cannot know any
+    more, since the log's keys to those entries are gone. What it had spent in between is unknown then.
+    """
+    rounds = {e.round for e in events if isinstance(e, RoundAggregated | RoundFailed) and e.study == study}
+    return max(rounds, default=0) > round_
+
+
 def require_remembered(note: str, *, size: int, remembered: int, study: Study, site: str) -> None:
     """Return unless this site cosigned more of the log than it remembers.
 
@@ -67,8 +79,8 @@ def require_remembered(note: str, *, size: int, remembered: int, study: Study, s
         raise VerificationError(
             "site-restored",
             f"this site has cosigned {size} entries and remembers {remembered}: an old copy was restored",
-            next_step="nothing to do: the site reads what it missed, enters what it had spent, and takes part again; "
-            "tell the operator, as it counts as a colluding member until then",
+            next_step="nothing to do: the site enters what it is shown and sits out what it is not; tell the operator, "
+            "as it counts as a colluding member from now on",
         )
 
 

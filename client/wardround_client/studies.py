@@ -27,7 +27,7 @@ from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.randomness import KeystreamRandomness, Randomness, new_round_seed
-from wardround_client.restored import enter_forgotten, require_newest_ledger
+from wardround_client.restored import enter_forgotten, has_gap, require_newest_ledger
 from wardround_client.rounds import Rounds, Tensors, Trained, vault_prefix
 from wardround_client.site_data import load_site_texts
 from wardround_client.spent import SpentShown
@@ -219,6 +219,9 @@ class SiteStudies:
             before = load_agreed(self.home.agreed(digest), digest)
             own = partial(self._own_answer, digest)
             after = agree(before, self.config.site, accepted.events, own, accepted.state.size)
+            if has_gap(accepted.events, study=digest, round_=after.round):
+                log.warning("an old copy of this site was restored: it sits the study out", study=digest)
+                self.ledger.set_back(digest)
             changed[digest] = after.model_copy(update={"begun": self.ledger.begun(digest)})
         return changed
 

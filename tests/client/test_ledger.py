@@ -310,6 +310,20 @@ def test_evidence_that_contradicts_the_ledger_changes_nothing(ledger):
     assert ledger.history() == before
 
 
+def test_a_study_that_the_site_was_set_back_in_stays_charged_as_a_whole(ledger):
+    ledger.reserve(STUDY, **CAP)
+    whole = ledger.budget(**CAP).taken
+    ledger.begin(DIGEST, 1, plan(1))
+    ledger.set_back(DIGEST)
+    with pytest.raises(BudgetError) as caught:
+        ledger.begin(DIGEST, 2, plan(2))
+    assert caught.value.code == "study-set-back"
+    commit(ledger)  # what began is answered with its one answer
+    assert ledger.release_rest(DIGEST) == 0
+    assert ledger.budget(**CAP).taken == whole
+    assert ledger.summary()[0].set_back
+
+
 # --- budgets of different patients ----------------------------------------------------------------------
 
 

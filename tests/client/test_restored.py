@@ -10,8 +10,8 @@ from peers.roundbench import SITE, RoundBench
 from peers.studies import SITES
 
 from wardround_client.ledger import Ledger
-from wardround_client.restored import enter_forgotten, require_newest_ledger
-from wardround_common.audit.events import Event, PrivacySpent, UpdateReceived
+from wardround_client.restored import enter_forgotten, has_gap, require_newest_ledger
+from wardround_common.audit.events import Event, PrivacySpent, RoundFailed, UpdateReceived
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError, VerificationError
 from wardround_common.privacy.mechanism import MECHANISM_TYPE
@@ -129,3 +129,15 @@ def test_a_ledger_older_than_the_rest_of_the_site_is_refused():
     with pytest.raises(StorageError, match="holds 2 rounds of this study, but 3") as caught:
         require_newest_ledger(2, 3)
     assert caught.value.code == "ledger-restored"
+
+
+def test_a_gap_in_the_outcomes_is_what_an_old_copy_cannot_know():
+    study = sha256_digest(b"study")
+
+    def failed(round_: int, of: str = study) -> Event:
+        return RoundFailed(study=of, round=round_, reason="aborted")
+
+    assert not has_gap([failed(1), failed(2)], study=study, round_=2)
+    assert not has_gap([], study=study, round_=0)
+    assert not has_gap([failed(9, sha256_digest(b"another"))], study=study, round_=0)
+    assert has_gap([failed(3)], study=study, round_=0)
