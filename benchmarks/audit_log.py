@@ -57,7 +57,7 @@ def _attacks(options: Options, folder: Path) -> Iterator[Figure]:
     yield Figure(
         name="random mutations rejected", value=100 * sum(rejected) / wanted, unit="%", bar=at_least(100), note=note
     )
-    wanted = options.size(400, 20)
+    wanted = options.size(200, 20)
     refused = [ok for _, ok in forks(Scene(folder / "keys"), folder / "forks", wanted, seed=2)]
     note = f"{sum(refused)} of {len(refused)}, signed with the log's real key"
     value = 100 * sum(refused) / wanted

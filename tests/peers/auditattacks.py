@@ -128,11 +128,11 @@ def forks(scene: Scene, folder: Path, count: int, seed: int) -> Iterator[tuple[s
         known = Scene(home / "known", log_key=scene.log_key)
         known.home.mkdir(parents=True)
         with known.open(files=FastFiles()) as log:
-            log.append([started()] * chooser.randint(1, 300))
+            log.append([started()] * chooser.randint(1, 60))
             copies = log.size
             log.publish()
             shutil.copytree(known.home, home / "old")
-            log.append([round_started(1)] * chooser.randint(1, 300))
+            log.append([round_started(1)] * chooser.randint(1, 60))
             site = chooser.choice(SITES)
             known.cosign(log, (site,))
         old = Scene(home / "old", log_key=scene.log_key, states=dict(known.states), reviewer=known.reviewer)
