@@ -88,10 +88,14 @@ class Member(Document):
 
 
 class Reviewer(Document):
-    """One compliance reviewer, who can read the audit trail: name and age recipient."""
+    """One compliance reviewer, who can read the audit trail: name and age recipient.
+
+    With an identity, the reviewer acknowledges segments of the audit trail that it could open.
+    """
 
     name: Name
     recipient: AgeRecipient
+    identity: PublicKey | None = None  # signs acknowledgements
 
 
 class Server(Document):

@@ -26,7 +26,8 @@ from wardround_common.monitor import Monitor
 from wardround_common.signing import Envelope
 from wardround_common.study import Study
 from wardround_common.wire.blobstore import FileBlobStore
-from wardround_server import metrics
+from wardround_server import auditstamps, metrics
+from wardround_server.auditdesk import AuditDesk, reviewer_identities
 from wardround_server.auditlog import AuditLog
 from wardround_server.auditpublisher import Publisher
 from wardround_server.doctor import require_private_home
@@ -104,6 +105,8 @@ class Daemon:
         """Serve until stopped (see `serve_home`)."""
         config = sha256_digest(self._office.home.config.read_bytes())
         self._audit.append([(ServerStarted(version=__version__, config=config), frozenset())])
+        self._desk = _audit_desk(self._audit, self._office, config)
+        self._desk.begin()
         with self._publisher, self._monitor(), self._server() as port:
             address = f"{(self._office.config.listen or self._office.config.address).rpartition(':')[0]}:{port}"
             log.info("listening", address=address, log=self._office.log)
@@ -139,6 +142,7 @@ class Daemon:
 
     def _tick(self) -> None:
         self._publisher.check()
+        self._desk.tick()
         self._log_waiting_events()
         stored = self._office.shelf.read()
         self._report_damaged({name: found for name, found in stored.items() if isinstance(found, VerificationError)})
@@ -256,3 +260,16 @@ class Daemon:
         self._board.stopped()
         self._audit.append([(ServerStopped(), frozenset())])
         log.info("stopped")
+
+
+def _audit_desk(audit: AuditLog, office: Office, config: str) -> AuditDesk:
+    url = office.config.timestamp_url
+    return AuditDesk(
+        audit,
+        office.home.root,
+        config=config,
+        reviewers=dict(office.config.reviewers),
+        identities=lambda: reviewer_identities(proposal.study for proposal in office.shelf.all()),
+        concerned=lambda: frozenset(office.registry.members()),
+        timestamps=auditstamps.post_to(url) if url else None,
+    )

@@ -297,6 +297,14 @@ class AuditLog:
             self._files.sync_folder(self._folder / "keys")
         return index
 
+    def opened_digest(self, segment: str) -> str:
+        """Return the digest of a segment's segment.open entry, '' when there is no such segment."""
+        with self._writer.reading() as tree:
+            found = read_segments(tree.reader, tree.size).get(segment)
+        if found is None:
+            return ""
+        return sha256_digest(frame_record(bytes.fromhex(segment), found.opened.record, time=found.opened.time))
+
     def _segment(self, name: str) -> Segment:
         with self._writer.reading() as tree:
             segment = read_segments(tree.reader, tree.size).get(name)

@@ -61,6 +61,14 @@ class ServerConfig(Document):
         "It opens connections for that site alone.",
         examples=[{"north-ward": "keys/north-ward-ca.pem"}],
     )
+    timestamp_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^\s]{1,300}$",
+            description="Time-stamping authority (RFC 3161) for one audit checkpoint a day; it sees a digest.",
+            examples=["https://tsa.example.org/tsr"],
+        ),
+    ] = None
     log: Annotated[Log, Field(description="How the server logs; always on stderr.")] = Log()
     monitor: Annotated[MonitorSettings, Field(description="Health and metrics, on this machine only.")] = (
         MonitorSettings()

@@ -284,6 +284,7 @@ class _Stored:
                 f"{self._derived.leftovers} files go beyond the checkpoint: a write was interrupted before it counted"
             )
         unexpected = sorted(set(self.others) - set(temporary) - {"log/checkpoint", "log/checkpoint.cosigned", ".lock"})
+        unexpected = [path for path in unexpected if not path.startswith("timestamps/")]  # signed by others
         if unexpected:
             self._derived.remarks.append(f"{len(unexpected)} files do not belong to the log, e.g. {unexpected[0][:80]}")
 
