@@ -217,6 +217,9 @@ class Timing(Document):
 
     round_deadline_s: Annotated[float, Field(gt=0, le=7 * 86_400)] = 3_600.0  # seconds from plan to the last answer
     max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24.0  # the study ends or is aborted by then
+    acknowledge_hours: Annotated[float, Field(ge=0, le=24 * 365)] = (
+        0.0  # reviewers with an identity, per segment; 0: no
+    )
 
 
 class Study(Document):

@@ -196,6 +196,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "optimiser.warmup": "Share of all steps with a rising rate; afterwards it falls as sqrt(1 - t/T).",
     "timing.round_deadline_s": "Seconds from the plan of a round to the last answer.",
     "timing.max_hours": "The study has ended or is aborted after so many hours.",
+    "timing.acknowledge_hours": "Reviewers with an identity must acknowledge each segment of the audit trail within so "
+    "many hours of its beginning, or no new round begins; 0: not demanded.",
 }
 """Meaning of the keys whose models are signed documents (their comments are in `study`)."""
 

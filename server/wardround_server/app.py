@@ -93,6 +93,7 @@ class Daemon:
             blobs=self._blobs,
             state=RoundState(office.database),
             board=self._board,
+            hold=lambda study: self._desk.unacknowledged(study),
         )
         self._notices = AbortNotices(hub=self._hub, endings=office.endings)
         self._runners: dict[str, StudyRunner] = {}

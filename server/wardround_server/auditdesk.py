@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import Field
+
 from wardround_common.audit.events import (
     ClockJumped,
     ConfigChanged,
@@ -56,6 +58,7 @@ class DeskState(Document):
     format: str = "wardround/audit-desk/1"
     config: str  # digest of server.toml
     reviewers: dict[str, str]  # name -> age recipient
+    acknowledged: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # segment -> reviewers
 
 
 def submit(root: Path, data: bytes) -> Path:
@@ -104,6 +107,7 @@ class AuditDesk:
         self._clock, self._monotonic = clock, monotonic
         self._offset = clock() - monotonic()
         self._next_stamp = 0.0
+        self._acknowledged: dict[str, tuple[str, ...]] = {}
 
     def begin(self) -> None:
         """Log what changed since the last start.
@@ -113,7 +117,8 @@ class AuditDesk:
         """
         path = self._root / "state" / "audit-desk.json"
         before = DeskState.from_bytes(path.read_bytes()) if path.exists() else None
-        now = DeskState(config=self._config, reviewers=self._reviewers)
+        self._acknowledged = dict(before.acknowledged) if before else {}
+        now = self._state()
         if before is not None and before != now:
             self._log(_changes(before, now))
         if before != now:
@@ -131,6 +136,21 @@ class AuditDesk:
         if self._post is not None and self._monotonic() >= self._next_stamp:
             self._next_stamp = self._monotonic() + auditstamps.AGAIN_S
             threading.Thread(target=self.stamp, name="audit-timestamp", daemon=True).start()
+
+    def unacknowledged(self, study: Study) -> str:
+        """Return what `study` must wait for: a segment that a reviewer has not acknowledged in time; '' for nothing.
+
+        A reviewer that cannot open what is written must be noticed now, not when the trail is needed.
+        """
+        hours = study.timing.acknowledge_hours
+        names = {reviewer.name for reviewer in study.reviewers if reviewer.identity is not None}
+        if not hours or not names:
+            return ""
+        for segment, opened in self._audit.segment_times().items():
+            missing = names - set(self._acknowledged.get(segment, ()))
+            if missing and self._clock() - opened > hours * 3_600:
+                return f"waiting for {', '.join(sorted(missing))} to acknowledge segment {segment} of the audit trail"
+        return ""
 
     def stamp(self) -> bool:
         """Have the newest checkpoint time-stamped, unless that was done today or nothing is new; return whether it was.
@@ -195,6 +215,12 @@ class AuditDesk:
             raise _unusable(f"the acknowledgement is for another segment than {said.segment} of this log")
         event = SegmentAcknowledged(segment=said.segment, reviewer=said.reviewer, envelope=envelope)
         self._audit.append([(event, self._concerned())])
+        before = self._acknowledged.get(said.segment, ())
+        self._acknowledged[said.segment] = tuple(sorted({*before, said.reviewer}))
+        write_durably(self._root / "state" / "audit-desk.json", self._state().to_bytes())
+
+    def _state(self) -> DeskState:
+        return DeskState(config=self._config, reviewers=self._reviewers, acknowledged=dict(self._acknowledged))
 
     def _log(self, events: Sequence[Event]) -> None:
         self._audit.append([(event, frozenset()) for event in events])

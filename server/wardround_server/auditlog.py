@@ -305,6 +305,12 @@ class AuditLog:
             return ""
         return sha256_digest(frame_record(bytes.fromhex(segment), found.opened.record, time=found.opened.time))
 
+    def segment_times(self) -> dict[str, int]:
+        """Return when each segment that was not shredded began (seconds since 1970), in order."""
+        with self._writer.reading() as tree:
+            found = read_segments(tree.reader, tree.size)
+        return {name: segment.opened.time for name, segment in found.items() if not segment.shredded}
+
     def _segment(self, name: str) -> Segment:
         with self._writer.reading() as tree:
             segment = read_segments(tree.reader, tree.size).get(name)

@@ -25,6 +25,7 @@ from wardround_common.signing import fingerprint
 from wardround_common.study import Study
 from wardround_common.study_file import render_study_file
 from wardround_common.study_template import template_study
+from wardround_server.cli_audit import audit_app
 from wardround_server.cli_authority import authority_app
 from wardround_server.cli_evidence import evidence_app
 from wardround_server.doctor import examine_server
@@ -44,6 +45,7 @@ study_app = typer.Typer(name="study", help="Write and propose studies.", no_args
 server_app.add_typer(study_app)
 server_app.add_typer(evidence_app)
 server_app.add_typer(authority_app)
+server_app.add_typer(audit_app)
 
 HomeOption = Annotated[Path, typer.Option("--home", help="The server's home folder.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]

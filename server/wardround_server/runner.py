@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Context, RecordDict
@@ -15,7 +16,7 @@ from wardround_common.identity.keys import node_id
 from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, weight_shapes
 from wardround_common.rounds import BlobRef
-from wardround_common.study import open_cosigned
+from wardround_common.study import Study, open_cosigned
 from wardround_server.office import Office
 from wardround_server.release.build import ReleaseInputs, build_release
 from wardround_server.rounds.desk import Audit, Blobs, Desk, Entry, Interrupted
@@ -36,6 +37,7 @@ class Surroundings:
     blobs: Blobs
     state: RoundState
     board: StatusBoard
+    hold: Callable[[Study], str] = lambda study: ""  # why a study may begin no new round now
 
 
 class StudyRunner(threading.Thread):
@@ -93,6 +95,7 @@ class StudyRunner(threading.Thread):
             report=around.board.study,
             stop=self.halt,
             clock=time.monotonic,
+            hold=lambda: around.hold(study),
             withdrawn=lambda: around.office.endings.gone(study),
         )
         return WardStrategy(desk=desk, state=around.state, finish=self._release)

@@ -110,6 +110,30 @@ class TestRequests:
         assert list((scene.folder / "keys").iterdir()) == []
         assert list((scene.home / "state/audit-inbox").glob("*.json")) == []
 
+    def test_a_study_waits_for_what_reviewers_must_acknowledge(self, scene, log):
+        times = Times()
+        times.wall = scene.clock.now + 1_800
+        timing = SimpleNamespace(acknowledge_hours=1.0)
+        reviewers = [SimpleNamespace(name="board", identity="key"), SimpleNamespace(name="silent", identity=None)]
+        study = SimpleNamespace(timing=timing, reviewers=reviewers)
+        desk = desk_of(scene, log, times=times)
+        desk.begin()
+        assert desk.unacknowledged(study) == ""
+        times.wall += 1_801
+        assert desk.unacknowledged(study) == (
+            f"waiting for board to acknowledge segment {log.segment} of the audit trail"
+        )
+        assert (
+            desk.unacknowledged(SimpleNamespace(timing=SimpleNamespace(acknowledge_hours=0.0), reviewers=reviewers))
+            == ""
+        )
+        submit(scene.home, self.acknowledge(log).to_bytes())
+        desk.tick()
+        assert desk.unacknowledged(study) == ""
+        again = desk_of(scene, log, times=times)
+        again.begin()  # it is remembered
+        assert again.unacknowledged(study) == ""
+
     def test_what_is_refused_is_kept_aside(self, scene, log):
         desk = desk_of(scene, log)
         stranger = Ed25519PrivateKey.generate()

@@ -98,6 +98,7 @@ class Desk:
     clock: Callable[[], float]
     withdrawn: Callable[[], frozenset[str]] = frozenset  # sites that have left the study
     wall_clock: Callable[[], float] = time.time
+    hold: Callable[[], str] = str  # why no new round may begin now, '' for nothing
     poll_s: float = 0.02  # how often replies are looked for; our Grid answers from memory
 
     @property

@@ -39,10 +39,13 @@ from wardround_common.errors import TrainingError, VerificationError
 from wardround_common.rounds import BlobRef, RoundPlan
 from wardround_server.rounds.aggregate import MeanUpdate, apply_update, update_bound
 from wardround_server.rounds.answers import AcceptedAnswer, AnswerChecker, AnswerRefused, AnswerRejected
-from wardround_server.rounds.desk import Desk, Entry, SitePhase, StudyStatus
+from wardround_server.rounds.desk import Desk, Entry, Interrupted, SitePhase, StudyStatus
 from wardround_server.rounds.state import RoundRecord, RoundState
 from wardround_server.rounds.witnessing import exchange, note_size, require_quorum
 from wardround_server.transport.flower import unpack
+
+HOLD_POLL_S = 1.0
+"""How often a study that is held up looks again."""
 
 
 class WardStrategy(Strategy):
@@ -85,7 +88,7 @@ class WardStrategy(Strategy):
         """
         self._greet(grid)
         initial = self._desk.blobs.put(encode_tensors({k: a.numpy() for k, a in initial_arrays.items()}))
-        while (record := self._next(initial)) is not None:
+        while (record := self._next_when_free(initial)) is not None:
             self._advance(grid, record)
         final = self._released()
         self._release(grid, final)
@@ -125,6 +128,14 @@ class WardStrategy(Strategy):
             require_quorum(grid, self._desk, max(1, len(done)))
 
     # -- which round is next
+
+    def _next_when_free(self, initial: BlobRef) -> RoundRecord | None:
+        """Return the round to work on, once nothing holds the study up."""
+        while why := self._desk.hold():
+            self._report("paused", max(1, len(self._state.rounds(self._study))), why)
+            if self._desk.stop.wait(HOLD_POLL_S):
+                raise Interrupted
+        return self._next(initial)
 
     def _next(self, initial: BlobRef) -> RoundRecord | None:
         """Return the round to work on, planned durably, or None when all rounds are done."""

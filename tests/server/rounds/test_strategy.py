@@ -515,6 +515,22 @@ def test_a_restored_server_that_went_on_is_told_that_it_forked(world: World, tmp
     assert caught.value.code == "audit-log-forked"
 
 
+def test_a_study_that_is_held_up_says_why_and_begins_no_round(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wardround_server.rounds.strategy.HOLD_POLL_S", 0.0)
+    reasons = iter(["waiting for board", "waiting for board"])
+    original = world.strategy
+
+    def strategy() -> WardStrategy:
+        made = original()
+        object.__setattr__(made._desk, "hold", lambda: next(reasons, ""))
+        return made
+
+    world.strategy = strategy  # type: ignore[method-assign]
+    world.run()
+    assert [s.phase for s in world.statuses if s.message == "waiting for board"] == ["paused"] * 2
+    assert world.statuses[-1].phase == "completed"
+
+
 def test_no_audit_no_round(world: World):
     def full(events: object) -> range:
         raise StorageError("audit-disk-full", "the disk is full", next_step="-")
