@@ -10,7 +10,7 @@ from wardround_client import config as client_config
 from wardround_client.home import Home
 from wardround_common.config import MonitorSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # some machines are shared by many
 PORT = _free_port()
 
 
