@@ -129,7 +129,7 @@
     add("segment", value("segment", at));
     const proof = make("div", "Working out the proof …", "proof");
     pane.replaceChildren(make("h3", `Entry ${index}: ${value("kind", at)}`), make("p", `${when(columns.time[at])} UTC, the server's claim`, "soft"),
-      facts, make("h4", "Proof"), proof);
+      make("h4", "Proof"), proof, make("h4", "What it says"), facts);
     pane.scrollTop = 0;
     prove(index).then((nodes) => { if (chosen === at) proof.replaceChildren(...nodes); });
   }

@@ -116,7 +116,7 @@ def _site_bars(
 def _bar(first: int, until: int, step: float, y: float, height: float, css: str, title: str, query: str) -> Bar:
     gap = 2.0 if step > 8 else 0.0
     x = LABEL + (first - 1) * step
-    width = max((until - first + 1) * step - gap, 1.5)
+    width = max((until - first + 1) * step - gap, 2.5)  # one round in 500 is still seen
     return Bar(
         x=round(x, 2),
         y=round(y, 2),
