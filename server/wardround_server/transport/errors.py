@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from wardround_common.errors import WardroundError
 from wardround_common.logging import get_logger
 from wardround_common.wire.failures import CODE_KEY, to_wire
+from wardround_common.wire.frames import invalid_frame
 
 log = get_logger("server.calls")
 
@@ -26,6 +28,9 @@ async def errors_to_status(context: Context) -> AsyncIterator[None]:
     except WardroundError as error:
         log.info("call refused", code=error.code, reason=error.message)
         await abort(context, error)
+    except DecodeError:
+        log.info("call refused", code="frame-invalid", reason="bytes that are no message")
+        await abort(context, invalid_frame("bytes that are no message of this protocol"))
     except Exception as error:
         log.exception("call failed")
         await abort(context, error)
