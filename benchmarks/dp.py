@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import dp_arms
+from benchmarks.dp_accounting import measure as accounting
 from benchmarks.dp_arms import ARMS, Case
 from benchmarks.harness import Figure, Options, at_least, at_most, cpu_seconds, interleaved, main, median, ratio
 from wardround_client.randomness import KeystreamRandomness, new_round_seed
@@ -48,6 +49,7 @@ def measure(options: Options) -> Iterator[Figure]:
     yield noise_share(minilm, repeat)
     yield from exactness(dataclasses.replace(minilm, rows=6, length=24))
     yield from memory(minilm)
+    yield from accounting(options)
 
 
 def cases(options: Options) -> tuple[Case, Case]:

@@ -179,7 +179,7 @@ def _labels(targets: list[str], task: Task, path: Path, strict: bool) -> tuple[i
         raise DataError(
             "data-unknown-label",
             f"{path.name}, record {labels.index(-1) + 1}: its label is not one of the study's {len(index)}",
-            next_step="map local codes to the study's labels (wardround client approve --dry-run lists them)",
+            next_step="map local codes to the study's labels (wardround client check STUDY lists them)",
         )
     if strict and len(set(labels)) < 2:
         raise DataError(
