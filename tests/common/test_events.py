@@ -49,7 +49,7 @@ def test_every_kind_is_distinct() -> None:
 
 
 def test_no_event_has_a_free_text_or_a_count() -> None:
-    """Every string is bounded by a pattern or a closed list; the only numbers are v, round, size and a clock's seconds."""
+    """Every string is bounded by a pattern or a closed list; numbers are only v, round, size and seconds of clocks."""
     for event in get_args(Event):
         schema = event.model_json_schema()
         for name, field in schema["properties"].items():
