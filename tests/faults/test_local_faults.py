@@ -96,6 +96,14 @@ def test_a_clock_that_jumps_by_a_day(shop: Workshop, which: str, days: int):
         light.start()
         light.died(which)
         light.options[which] = {"clock_s": days * 86_400.0}
+        if (which, days) == (
+            "south",
+            -1,
+        ):  # before its certificate's first day
+            light.fed.start("south")
+            assert light.fed.processes.pop("south").wait(60) == 1
+            assert "check this machine's clock" in light.fed.log_of("south")
+            light.options.clear()
         complete(light)
         assert light.survivors() == WHOLE
 

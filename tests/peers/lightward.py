@@ -127,7 +127,7 @@ async def _together(homes: list[Path]) -> None:
         connection = Connection.from_home(root, address=config.server)
         ledger = Ledger.open(home.ledger, writer=True)
         studies = open_site(home, config, ledger, light_training(config.site))
-        sessions.append(daemon._session(studies, connection))
+        sessions.append(daemon._session(studies, connection, asked=lambda: None))
     await asyncio.gather(*(session.run() for session in sessions))
 
 
