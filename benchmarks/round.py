@@ -135,8 +135,8 @@ def many(options: Options, folder: Path) -> Iterator[Figure]:
             bar=at_most(0.1),
             note=f"{count} hospitals, {idle_s} s; the server alone takes {100 * alone:.2f} %",
         )
-        began = time.monotonic()
         light.approve_last()
+        began = time.monotonic()
         light.fed.wait(lambda: _count(marks, "sealed 1") > 0, "the round", 600)
         sealed = next(at for at, what in _marks(marks) if what == "sealed 1")
         rss = _memory(server.pid, "VmHWM")
