@@ -30,7 +30,6 @@ from benchmarks.harness import Figure, Options, at_least, at_most, cpu_seconds, 
 from wardround_common.rounds import RoundPlan
 from wardround_common.secagg.coordinator import Collection, KeyBook, Openings, ParcelBook
 from wardround_common.secagg.derive import derive
-from wardround_common.secagg.fixed import FixedPoint
 from wardround_common.secagg.masks import apply_masks
 from wardround_common.secagg.rules import Rules, Segment
 from wardround_common.secagg.sums import RunningSum
@@ -107,7 +106,7 @@ def client(options: Options) -> Iterator[Figure]:
 def quantise_and_mask(neighbours: int, values: NDArray[np.float32]) -> Callable[[], object]:
     """Return a call that turns an update into a masked vector, key derivation included."""
     ward = Ward(n=neighbours + 1, changes={"segments": (Segment(length=values.size, bound=0.5),)})
-    point, secrets, context = FixedPoint(ward.rules), [os.urandom(32) for _ in range(neighbours)], bytes(32)
+    point, secrets, context = ward.fixed, [os.urandom(32) for _ in range(neighbours)], bytes(32)
 
     def call() -> None:
         seeds = [(derive(secret, "pair", context), 1) for secret in secrets]

@@ -115,6 +115,10 @@ class Home:
         """What shows that this audit log is wrong; a person may move it away."""
         return self.root / "evidence" / _short(log)
 
+    def attack(self, study: str) -> Path:
+        """This site's signed report that the operator attacked a masked round of the study."""
+        return self.root / "evidence" / f"attack-{study[7:]}.json"
+
     def agreed(self, study: str) -> Path:
         """What this site has witnessed of the study."""
         return self.root / "state" / f"agreed-{study[7:]}.json"

@@ -25,6 +25,7 @@ from wardround_common.audit.note import cosigned_times
 from wardround_common.errors import StorageError, VerificationError, WardroundError
 from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
 from wardround_common.rounds import UPDATE_HEADER_TYPE, UpdateHeader
+from wardround_common.secagg.documents import MASKED_HEADER_TYPE, MaskedHeader
 from wardround_common.signing import open_envelope, parse_public_key
 from wardround_common.study import Study
 
@@ -101,10 +102,10 @@ def require_newest_ledger(begun: int, remembered: int) -> None:
 
 def _own_answer(
     received: UpdateReceived, spent: PrivacySpent | None, study: Study, site: str
-) -> tuple[UpdateHeader, Stored]:
+) -> tuple[UpdateHeader | MaskedHeader, Stored]:
     key = [parse_public_key(study.member(site).identity)]
     try:
-        header = UpdateHeader.from_bytes(open_envelope(received.header, UPDATE_HEADER_TYPE, key))
+        header = _header(open_envelope(received.header, _header_type(study), key), study)
         if spent is None:
             raise _disagrees(received.round)
         record = SubsampledGaussian.from_bytes(open_envelope(spent.record, MECHANISM_TYPE, key))
@@ -113,10 +114,19 @@ def _own_answer(
     place = (study.sha256(), received.round, site)
     if (header.study, header.round, header.site) != place or record != study.mechanism(site, received.round):
         raise _disagrees(received.round)
-    return header, Stored(header=received.header.to_bytes(), record=spent.record.to_bytes(), sealed=header.sealed)
+    sent = header.sealed if isinstance(header, UpdateHeader) else header.vector
+    return header, Stored(header=received.header.to_bytes(), record=spent.record.to_bytes(), sealed=sent)
 
 
-def _enter(ledger: Ledger, header: UpdateHeader, answer: Stored) -> bool:
+def _header_type(study: Study) -> str:
+    return UPDATE_HEADER_TYPE if study.secagg is None else MASKED_HEADER_TYPE
+
+
+def _header(payload: bytes, study: Study) -> UpdateHeader | MaskedHeader:
+    return UpdateHeader.from_bytes(payload) if study.secagg is None else MaskedHeader.from_bytes(payload)
+
+
+def _enter(ledger: Ledger, header: UpdateHeader | MaskedHeader, answer: Stored) -> bool:
     stored = ledger.answer(header.study, header.round)
     if stored is not None and stored != answer:
         raise _disagrees(header.round)

@@ -25,6 +25,7 @@ Phase = Literal[
     "training",
     "sealing",
     "sending",
+    "opening",
     "witnessing",
     "done",
     "paused",

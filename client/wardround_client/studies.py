@@ -18,7 +18,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from wardround_client.agreed import Agreed, OwnAnswer, agree, load_agreed, require_own_facts, store_agreed
+from wardround_client.agreed import Agreed, OwnAnswer, OwnAnswers, agree, load_agreed, require_own_facts, store_agreed
 from wardround_client.attempts import attempt
 from wardround_client.config import ClientConfig
 from wardround_client.data.text import TextData
@@ -26,32 +26,43 @@ from wardround_client.ending import SiteEnding, require_not_ended
 from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.masking import Masking, VaultStore
+from wardround_client.protection import MaskedUpdates, Protection, SealedUpdates, Tensors
 from wardround_client.randomness import KeystreamRandomness, Randomness, new_round_seed
 from wardround_client.restored import enter_forgotten, has_gap, require_newest_ledger
-from wardround_client.rounds import Rounds, Tensors, Trained, vault_prefix
+from wardround_client.rounds import Rounds, Trained, vault_prefix
 from wardround_client.site_data import load_site_texts
 from wardround_client.spent import SpentShown
 from wardround_client.status import StatusBoard
+from wardround_client.sums import SumCheck, require_report
 from wardround_client.vault import Vault
 from wardround_client.witnessing import Accepted, LogWitness
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
 from wardround_common.audit.events import Event, ModelReleased
 from wardround_common.documents import sha256_digest
 from wardround_common.ending import Ended, open_abort
-from wardround_common.errors import VerificationError
+from wardround_common.errors import ProtocolError, VerificationError
 from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, require_digest, weight_shapes
 from wardround_common.rounds import (
     BlobRef,
     CheckpointOffer,
     Cosignature,
+    Equivocated,
     FreshWanted,
+    KeysOffered,
+    KeysWanted,
+    OpeningWanted,
     RoundAnswer,
     RoundPlan,
+    Shared,
+    SharesWanted,
     StaleOffer,
 )
+from wardround_common.secagg.member import Member
 from wardround_common.signing import Envelope, public_key_text
 from wardround_common.study import Study
+from wardround_common.updates import secagg_rules
 from wardround_common.wire.blobstore import FileBlobStore
 
 if TYPE_CHECKING:
@@ -137,10 +148,14 @@ class SiteStudies:
     def __post_init__(self) -> None:
         self._spent = SpentShown(self.ledger.spent, lambda epsilon: self.board.show(epsilon_spent=epsilon))
 
-    def train(self, plan: RoundPlan) -> tuple[RoundAnswer, BlobRef] | FreshWanted:
-        """Return this site's one answer to `plan`; its sealed update lies in the blob store.
+    def train(self, plan: RoundPlan, kit: BlobRef | None = None) -> tuple[RoundAnswer, BlobRef] | FreshWanted:
+        """Return this site's one answer to `plan`; its protected update lies in the blob store.
 
         After a start, the first answer is what must happen before: a fresh checkpoint.
+
+        Args:
+            plan: the server's.
+            kit: what came beside it for secure aggregation.
 
         Raises:
             WardroundError: not admitted, or failed locally.
@@ -148,14 +163,34 @@ class SiteStudies:
         study = self.open(plan.study)
         witness = self.witness(study.study)
         witness.require_trusted()
+        if study.masking is not None:
+            study.masking.require_unharmed()
         witness.take_quorum(study.study, plan.witnessed)
         if (nonce := witness.nonce(plan.study)) is not None:
             return FreshWanted(nonce=nonce)
         agreed = study.agreed.model_copy(update={"cosigned": witness.size})
-        answer, blob = study.rounds.answer(plan, agreed, self.blobs.read, study.train)
-        self.blobs.remove(plan.adapter)  # fetched for this plan only
+        answer, blob = study.rounds.answer(plan, kit, agreed, self.blobs.read, study.train)
+        for fetched in (plan.adapter, kit):  # for this plan only
+            if fetched is not None:
+                self.blobs.remove(fetched)
         self._show("sending", study.study, plan.round)
         return answer, blob
+
+    def offer_keys(self, wanted: KeysWanted) -> KeysOffered:
+        """Return this site's keys for a round of secure aggregation; raises as `train`."""
+        study = self.open(wanted.study)
+        return study.require_masking().offer(wanted, study.agreed.round)
+
+    def share(self, wanted: SharesWanted) -> Shared:
+        """Return this site's shares for a round of secure aggregation; raises as `train`."""
+        study = self.open(wanted.study)
+        return study.require_masking().share(wanted, study.agreed.round)
+
+    def open_sum(self, wanted: OpeningWanted) -> Shared | Equivocated:
+        """Return this site's part in opening a round's sum; raises as `train`."""
+        study = self.open(wanted.study)
+        self._show("opening", study.study, wanted.round)
+        return study.require_masking().open(wanted, study.agreed.round)
 
     def cosign(self, offer: CheckpointOffer) -> Cosignature | StaleOffer:
         """Return the cosignature over `offer`, its consequences stored first.
@@ -222,8 +257,27 @@ class SiteStudies:
             if has_gap(accepted.events, study=digest, round_=after.round):
                 log.warning("an old copy of this site was restored: it sits the study out", study=digest)
                 self.ledger.set_back(digest)
-            changed[digest] = after.model_copy(update={"begun": self.ledger.begun(digest)})
+            masked = self._check_sums(before, accepted.events, own)
+            changed[digest] = after.model_copy(update={**masked, "begun": self.ledger.begun(digest)})
         return changed
+
+    def _check_sums(self, before: Agreed, events: Sequence[Event], own: OwnAnswers) -> dict[str, object]:
+        """Return what to remember of secure aggregation: survivors without a result yet, a report that was seen."""
+        study = self._stored_study(before.study)
+        if study.secagg is None:
+            return {}
+        opened = self._open.get(before.study)
+        sums = SumCheck(
+            study=study,
+            site=self.config.site,
+            own=own,
+            opened=opened.masking.member.survivors if opened is not None and opened.masking else lambda round_: None,
+        )
+        evidence = self.home.attack(before.study)
+        report = Envelope.from_bytes(evidence.read_bytes()) if evidence.exists() else None
+        if report is not None and not before.reported:
+            require_report(report, events)
+        return {"survivors": sums.check(before, events), "reported": report is not None}
 
     def _move_on(self, changed: Mapping[str, Agreed], accepted: Accepted) -> None:
         """Let go of what the cosigned entries settle."""
@@ -243,7 +297,7 @@ class SiteStudies:
         """An old copy of this site may have been restored: what it signed and does not remember is spent."""
         if not any(getattr(event, "site", "") == self.config.site for event in events):
             return
-        study = Study.from_bytes(Envelope.from_bytes(self.home.study(digest).read_bytes()).payload_bytes())
+        study = self._stored_study(digest)
         found = enter_forgotten(events, study=study, site=self.config.site, ledger=self.ledger)
         if found:
             log.warning(
@@ -251,6 +305,9 @@ class SiteStudies:
                 study=study.name,
                 rounds=list(found),
             )
+
+    def _stored_study(self, digest: str) -> Study:
+        return Study.from_bytes(Envelope.from_bytes(self.home.study(digest).read_bytes()).payload_bytes())
 
     def _end(self, study: str) -> None:
         """Give rounds that were never asked for back to the budget, and destroy the study's secrets."""
@@ -301,6 +358,7 @@ class SiteStudies:
         first = _trained(initial_tensors(layout, study.adapter.seed), layout)
         agreed = load_agreed(self.home.agreed(study.sha256()), study.sha256())
         require_newest_ledger(self.ledger.begun(study.sha256()), agreed.begun)
+        masking = self._masking(study, layout) if study.secagg is not None else None
         rounds = Rounds(
             site=self.config.site,
             study=study,
@@ -308,7 +366,7 @@ class SiteStudies:
             gate=self.gate,
             ledger=self.ledger,
             vault=self.vault,
-            blobs=self.blobs,
+            protection=self._protection(study, layout, masking),
             key=self.key,
             new_seed=self.training.new_seed,
             phase=lambda phase, round_: self._phase(phase, study, round_),
@@ -323,7 +381,25 @@ class SiteStudies:
             board=self.board,
             require_going=lambda: require_not_ended(self.home, study.sha256()),
             _agreed=agreed,
+            masking=masking,
         )
+
+    def _masking(self, study: Study, layout: AdapterLayout) -> Masking:
+        store = VaultStore(vault=self.vault, prefix=vault_prefix(study.sha256()))
+        rules = secagg_rules(study, layout.trained)
+        return Masking(
+            site=self.config.site,
+            study=study,
+            member=Member(rules=rules, site=self.config.site, key=self.key, store=store),
+            key=self.key,
+            blobs=self.blobs,
+            evidence=self.home.attack(study.sha256()),
+        )
+
+    def _protection(self, study: Study, layout: AdapterLayout, masking: Masking | None) -> Protection:
+        if masking is not None:
+            return MaskedUpdates(study=study, specs=layout.trained, member=masking.member, blobs=self.blobs)
+        return SealedUpdates(site=self.config.site, study=study, blobs=self.blobs, key=self.key)
 
     def _phase(self, phase: str, study: Study, round_: int) -> None:
         require_not_ended(self.home, study.sha256())
@@ -365,6 +441,7 @@ class OpenStudy:
     board: StatusBoard = field(repr=False)
     require_going: Callable[[], None] = field(repr=False)  # raises once the study was aborted or left
     released: bool = False
+    masking: Masking | None = None
     _agreed: Agreed
 
     @property
@@ -373,8 +450,24 @@ class OpenStudy:
         return self._agreed.model_copy(update={"adapter": self._agreed.adapter or self.initial})
 
     def take(self, agreed: Agreed) -> None:
-        """Go on from what was stored."""
+        """Go on from what was stored; the masks of witnessed rounds are not needed any more."""
         self._agreed = agreed
+        if self.masking is not None:
+            self.masking.member.forget(agreed.round)
+
+    def require_masking(self) -> Masking:
+        """Return the study's side of secure aggregation.
+
+        Raises:
+            ProtocolError: its updates are not masked.
+        """
+        if self.masking is None:
+            raise ProtocolError(
+                "study-not-masked",
+                f"the server asks for masks in study {self.study.name}, which seals updates",
+                next_step="nothing was answered; tell the operator",
+            )
+        return self.masking
 
     def train(self, tensors: Tensors, round_: int, seed: bytes, optimiser_state: bytes | None) -> Trained:
         """Train one round; every coin and all noise derive from `seed`."""

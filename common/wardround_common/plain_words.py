@@ -18,7 +18,8 @@ from wardround_common.study_file import CohortFile
 LEAVES_THE_HOSPITAL = (
     "its certificate request and public keys",
     "its signatures over documents that it was shown",
-    "its sealed, already noisy adapter update with a signed header",
+    "its masked or sealed, already noisy adapter update with a signed header",
+    "under secure aggregation, keys and encrypted shares of masks for the other members, and shares that remove masks",
     "its signed mechanism record, which holds constants of the study only",
     "its cosignatures of audit checkpoints",
     "its signed withdrawal if it leaves, and the word ended when a study was aborted",
@@ -131,9 +132,20 @@ def _collusion(study: Study) -> str:
 
 
 def _protection(study: Study) -> str:
+    if study.secagg is None:
+        return (
+            "Protection hpke: updates are sealed to the server, which can open each hospital's single "
+            "update. That update already carries the hospital's full noise; nothing else hides it from the server."
+        )
+    kept = (
+        " The server keeps masked updates, so that reviewers can recompute the sums."
+        if study.secagg.keep_vectors
+        else ""
+    )
     return (
-        f"Protection {study.protection.value}: updates are sealed to the server, which can open each hospital's single "
-        "update. That update already carries the hospital's full noise; nothing else hides it from the server."
+        f"Protection secagg: updates are masked; the server learns their sum, and a single update only if more than "
+        f"{study.cohort.colluders} of the members help it. {study.secagg.threshold} hospitals open a sum, once. "
+        f"A member that sends well-formed garbage spoils the round without being named.{kept}"
     )
 
 

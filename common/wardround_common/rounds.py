@@ -21,6 +21,15 @@ UPDATE_HEADER_TYPE = "application/vnd.wardround.update-header+json"
 MAX_NOTE_BYTES = 65_536
 """A checkpoint with 100 cosignatures has about 15 kB."""
 
+EQUIVOCATION_TYPE = "application/vnd.wardround.equivocation-report+json"
+"""DSSE payload type of an `EquivocationReport`."""
+
+MAX_OFFER_BYTES = 4_096
+"""A KeyOffer has about 2.7 kB."""
+
+MAX_REQUEST_BYTES = 65_536
+"""An OpenRequest or an Opening of 100 members has less than 20 kB."""
+
 Refusal = Literal["refused", "failed-locally", "busy"]
 """All that a hospital says when it does not answer; the reasons stay in its local log."""
 
@@ -61,11 +70,72 @@ class UpdateHeader(Document):
 
 
 class RoundAnswer(Document):
-    """A hospital's answer: signed header and signed mechanism record."""
+    """A hospital's answer: signed header (an `UpdateHeader`, or under secagg a `MaskedHeader`) and mechanism record."""
 
     format: Literal["wardround/round-answer/1"] = "wardround/round-answer/1"
     header: Envelope
     record: Envelope
+    keys: Annotated[bytes, Field(max_length=MAX_OFFER_BYTES)] = b""  # secagg: this site's KeyOffer for the next round
+
+
+class KeysWanted(Document):
+    """The server's request for a member's mask keys of `round`: at the start, and to a member that comes back."""
+
+    format: Literal["wardround/keys-wanted/1"] = "wardround/keys-wanted/1"
+    study: Digest
+    round: Annotated[int, Field(ge=1)]
+
+
+class KeysOffered(Document):
+    """The answer to `KeysWanted`."""
+
+    format: Literal["wardround/keys-offered/1"] = "wardround/keys-offered/1"
+    keys: Annotated[bytes, Field(max_length=MAX_OFFER_BYTES)]  # KeyOffer frame
+
+
+class SharesWanted(Document):
+    """The server's request to share secrets among the members in a list of keys (one blob, a KeyList frame)."""
+
+    format: Literal["wardround/shares-wanted/1"] = "wardround/shares-wanted/1"
+    study: Digest
+    round: Annotated[int, Field(ge=1)]
+    keys: BlobRef
+
+
+class OpeningWanted(Document):
+    """The server's request to open a round's sum, and to share secrets for the next one."""
+
+    format: Literal["wardround/opening-wanted/1"] = "wardround/opening-wanted/1"
+    study: Digest
+    round: Annotated[int, Field(ge=1)]
+    request: Annotated[bytes, Field(max_length=MAX_REQUEST_BYTES)] = b""  # OpenRequest frame; empty: not a survivor
+    keys: BlobRef | None = None  # the next round's KeyList frame, a blob; none in the last round
+
+
+class Shared(Document):
+    """The answer to `SharesWanted` and `OpeningWanted`."""
+
+    format: Literal["wardround/shared/1"] = "wardround/shared/1"
+    opening: Annotated[bytes, Field(max_length=MAX_REQUEST_BYTES)] = b""  # Opening frame
+    parcels: BlobRef | None = None  # ParcelSet frame, a blob
+
+
+class EquivocationReport(Document):
+    """What a hospital signs and keeps when the operator asked it to open one round for two survivor sets."""
+
+    format: Literal["wardround/equivocation-report/1"] = "wardround/equivocation-report/1"
+    study: Digest
+    round: Annotated[int, Field(ge=1)]
+    site: Name
+    first: Envelope  # the set that it opened for
+    second: Envelope  # the set that it refused
+
+
+class Equivocated(Document):
+    """The answer to an `OpeningWanted` that is an attack; the report belongs into the audit trail."""
+
+    format: Literal["wardround/equivocated/1"] = "wardround/equivocated/1"
+    report: Envelope
 
 
 class Refused(Document):

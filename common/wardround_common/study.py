@@ -21,6 +21,7 @@ from pydantic import Field, StringConstraints, model_validator
 from wardround_common.documents import Digest, Document, Line, Name
 from wardround_common.errors import VerificationError
 from wardround_common.privacy.mechanism import Adjacency, SubsampledGaussian, Unit
+from wardround_common.secagg.rules import SecureAggregation, check_thresholds
 from wardround_common.signing import Base64, Envelope, PublicKey, open_envelope, parse_public_key
 
 STUDY_TYPE = "application/vnd.wardround.study+json"
@@ -73,10 +74,12 @@ AgeRecipient = Annotated[str, StringConstraints(pattern=r"^age1[a-z0-9]{20,4000}
 class UpdateProtection(StrEnum):
     """How one hospital's update is protected from the server.
 
+    `secagg`: masked; the server learns the sum of the survivors' updates and nothing else (three members or more).
     `hpke`: sealed to the server's study key; the server sees single, already noisy updates, so every
-    member's policy must allow that. Secure aggregation will be the second choice.
+    member's policy must allow that.
     """
 
+    SECAGG = "secagg"
     HPKE = "hpke"
 
 
@@ -237,6 +240,7 @@ class Study(Document):
     privacy: Privacy
     optimiser: Optimiser
     protection: UpdateProtection
+    secagg: SecureAggregation | None = None  # with protection secagg, and only there
     evaluation: Annotated[str, StringConstraints(pattern=r"^(none|public:[a-z0-9][a-z0-9-]{0,47})$")] = "none"
     released_round: Annotated[int, Field(ge=1, le=MAX_ROUNDS)]  # fixed beforehand, never chosen by looking at results
     timing: Timing = Timing()
@@ -250,6 +254,19 @@ class Study(Document):
             raise ValueError("released_round lies after the last round")
         if self.privacy.unit == "record" and self.privacy.records_per_unit != 1:
             raise ValueError("records_per_unit must be 1 when the unit is a record")
+        return self
+
+    @model_validator(mode="after")
+    def _protected(self) -> Self:
+        if (self.protection is UpdateProtection.SECAGG) != (self.secagg is not None):
+            raise ValueError("the parameters of secagg belong to protection secagg, and to no other")
+        if self.secagg is not None:
+            check_thresholds(
+                n=len(self.cohort.members),
+                colluders=self.cohort.colluders,
+                threshold=self.secagg.threshold,
+                min_cohort=self.cohort.min_cohort,
+            )
         return self
 
     def member(self, name: str) -> Member:

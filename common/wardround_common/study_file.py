@@ -20,6 +20,7 @@ from wardround_common.config_text import render_yaml
 from wardround_common.documents import Document, Line, Name, first_problem
 from wardround_common.errors import ConfigError
 from wardround_common.privacy.mechanism import Adjacency, Unit
+from wardround_common.secagg.rules import RingName, SecureAggregation, default_threshold
 from wardround_common.study import (
     MAX_LAYERS,
     MAX_MEMBERS,
@@ -153,6 +154,29 @@ class PrivacyFile(Document):
     ] = 1
 
 
+class SecureAggregationFile(Document):
+    """Parameters of protection secagg; without meaning under any other."""
+
+    threshold: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            le=MAX_MEMBERS,
+            description="Hospitals that open a sum together: twice this must exceed members + colluders, and "
+            "min_cohort may not be smaller. Unset: the smallest safe one.",
+            examples=[3],
+        ),
+    ] = None
+    ring: Annotated[
+        RingName,
+        Field(description="u32: 4 bytes for each parameter. u16: half of that, for few members and short rounds."),
+    ] = "u32"
+    keep_vectors: Annotated[
+        bool,
+        Field(description="true: the server keeps masked updates and openings, so that a reviewer recomputes sums."),
+    ] = False
+
+
 class StudyFile(Document):
     """What `study.yaml` holds."""
 
@@ -168,8 +192,14 @@ class StudyFile(Document):
     optimiser: Annotated[Optimiser, Field(description="Local Adam; its state stays at the hospital.")]
     protection: Annotated[
         UpdateProtection,
-        Field(description="hpke: sealed to the server, which sees single, already noisy updates."),
+        Field(
+            description="secagg: masked, the server learns sums only; needs three members. hpke: sealed to the server, "
+            "which sees single, already noisy updates."
+        ),
     ]
+    secagg: Annotated[
+        SecureAggregationFile, Field(description="Parameters of protection secagg; not used under hpke.")
+    ] = SecureAggregationFile()
     evaluation: Annotated[
         str,
         Field(
@@ -256,6 +286,7 @@ def compile_study(
             privacy=compile_privacy(file.privacy, calibrate),
             optimiser=file.optimiser,
             protection=file.protection,
+            secagg=_secagg(file),
             evaluation=file.evaluation,
             released_round=file.released_round,
             timing=file.timing,
@@ -282,6 +313,13 @@ def _cohort(file: CohortFile, members: Mapping[str, str]) -> Cohort:
         min_cohort=file.min_cohort,
         witness_quorum=file.witness_quorum,
     )
+
+
+def _secagg(file: StudyFile) -> SecureAggregation | None:
+    if file.protection is not UpdateProtection.SECAGG:
+        return None
+    threshold = file.secagg.threshold or default_threshold(len(file.cohort.members), file.cohort.colluders)
+    return SecureAggregation(threshold=threshold, ring=file.secagg.ring, keep_vectors=file.secagg.keep_vectors)
 
 
 def compile_privacy(file: PrivacyFile, calibrate: Calibrate) -> Privacy:

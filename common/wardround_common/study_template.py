@@ -3,6 +3,7 @@
 Rules.
 - The values are those that were measured to work on public text (docs/adr/0006); the operator
   replaces purpose, task and nominal size.
+- Updates are masked where that can hold: from three members on.
 - Unknown models get no guess: the operator must say which layers to train.
 Not done here: rendering (`study_file.render_study_file`).
 
@@ -55,7 +56,7 @@ def template_study(*, name: str, members: Sequence[str], model: str, colluders: 
         adapter=_minilm_adapter() if minilm else _smollm2_adapter(),
         privacy=_privacy(),
         optimiser=Optimiser(adapter_rate=2e-3, head_rate=2e-2),
-        protection=UpdateProtection.HPKE,
+        protection=UpdateProtection.SECAGG if len(members) > 2 else UpdateProtection.HPKE,
         released_round=20,
     )
 

@@ -16,6 +16,7 @@ from wardround_common.identity.keys import node_id
 from wardround_common.logging import get_logger
 from wardround_common.models import locate_model, weight_shapes
 from wardround_common.rounds import BlobRef
+from wardround_common.signing import sign_document
 from wardround_common.study import Study, open_cosigned
 from wardround_server.office import Office
 from wardround_server.release.build import ReleaseInputs, build_release
@@ -92,6 +93,7 @@ class StudyRunner(threading.Thread):
             audit=around.audit,
             blobs=around.blobs,
             unseal=lambda sealed, round_, site: open_update(sealed, key, update_info(digest, round_, site)),
+            sign=lambda document, kind: sign_document(document, kind, around.office.keys.identity),
             report=around.board.study,
             stop=self.halt,
             clock=time.monotonic,

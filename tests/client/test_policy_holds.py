@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from wardround_client.gate import Gate
 from wardround_client.ledger import Ledger
+from wardround_client.protection import SealedUpdates
 from wardround_client.rounds import Rounds, Trained
 from wardround_client.vault import Vault
 from wardround_common.adapter import encode_tensors, initial_tensors
@@ -146,7 +147,7 @@ class Site:
             gate=self.bench.gate,
             ledger=self.ledger,
             vault=vault,
-            blobs=self.blobs,
+            protection=SealedUpdates(site=SITE, study=self.study, blobs=self.blobs, key=self.bench.cast.members[SITE]),
             key=self.bench.cast.members[SITE],
             new_seed=lambda: bytes(32),
             phase=lambda phase, round_: None,
@@ -161,7 +162,7 @@ class Site:
         agreed = self.bench.agreed(agreed_round, 10 if agreed_round else 0, adapter)
         agreed = agreed.model_copy(update={"study": self.study.sha256()})
         try:
-            return self.rounds.answer(plan, agreed, self.blobs.read, self.train)[0].header
+            return self.rounds.answer(plan, None, agreed, self.blobs.read, self.train)[0].header
         except WardroundError:
             return None
 

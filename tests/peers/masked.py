@@ -139,9 +139,13 @@ class Ward:
             openings.add(name, self.members[name].open(request))
         return openings
 
+    @property
+    def fixed(self) -> FixedPoint:
+        return FixedPoint(self.rules.segments, members=self.n, ring=self.rules.ring)
+
     def expected(self, updates: dict[str, np.ndarray], survivors: Iterable[str]) -> np.ndarray:
         """Return the integer sum that the opened one must equal, bit for bit."""
-        point = FixedPoint(self.rules)
+        point = self.fixed
         parts = [point.encode(updates[name]) for name in survivors]
         total: np.ndarray = np.sum(parts, axis=0, dtype=f"u{self.rules.bits // 8}")
         return total

@@ -10,6 +10,7 @@ from peers.studies import SITES, Cast, make_adapter, make_study, study_task
 
 from wardround_client.agreed import Agreed
 from wardround_client.ledger import Ledger
+from wardround_client.protection import SealedUpdates
 from wardround_client.randomness import KeystreamRandomness, new_round_seed
 from wardround_client.rounds import Rounds, Trained
 from wardround_client.vault import Vault
@@ -65,12 +66,12 @@ class RoundBench:
                 gate=AdmitAll(),  # type: ignore[arg-type]
                 ledger=ledger,
                 vault=Vault(self.home / "sealed", self.home / "local.key"),
-                blobs=self.blobs,
+                protection=SealedUpdates(site=SITE, study=self.study, blobs=self.blobs, key=self.cast.members[SITE]),
                 key=self.cast.members[SITE],
                 new_seed=new_round_seed,
                 phase=lambda phase, round_: None,
             )
-            return rounds.answer(plan, self.agreed, lambda blob: self.start, train or self.train)
+            return rounds.answer(plan, None, self.agreed, lambda blob: self.start, train or self.train)
 
     @property
     def blobs(self) -> FileBlobStore:

@@ -40,6 +40,10 @@ Reason = Literal[
 ]
 """Why a hospital's answer was not used."""
 
+MaskingStep = Literal["keys", "shares", "opening"]
+MaskingRefusal = Literal["malformed", "invalid", "late", "refused", "failed-locally"]
+"""Why a member took no part in a step of secure aggregation; `invalid`: what it sent did not hold."""
+
 
 class _Event(Document):
     v: Literal[1] = 1
@@ -237,7 +241,66 @@ class RoundFailed(_Event):
     kind: Literal["round.failed"] = "round.failed"
     study: Digest
     round: Round
-    reason: Literal["cohort-too-small", "sum-out-of-range", "aborted"]
+    reason: Literal[
+        "cohort-too-small",
+        "sum-garbled",
+        "sum-out-of-range",
+        "shares-inconsistent",
+        "not-opened",
+        "attacked",
+        "aborted",
+    ]
+
+
+class MaskedUpdate(Document):
+    """One survivor's signed header of a masked update, by digest, and the vector that it names."""
+
+    site: Name
+    header: Digest  # of the signed `MaskedHeader`
+    vector: Digest
+
+
+class SurvivorsFixed(_Event):
+    """Whose masked updates are in the sum, signed by the operator before any member was asked to open it."""
+
+    kind: Literal["secagg.survivors"] = "secagg.survivors"
+    study: Digest
+    round: Round
+    adapter: Digest  # global adapter that every survivor started from
+    set: Envelope  # the operator's `SurvivorSet`
+    updates: tuple[MaskedUpdate, ...]  # in the study's order
+
+
+class SumOpened(_Event):
+    """The sum was opened: every sentinel counted the survivors, and every value lay within their bounds."""
+
+    kind: Literal["secagg.opened"] = "secagg.opened"
+    study: Digest
+    round: Round
+    set: Digest  # of the operator's `SurvivorSet`
+    openers: tuple[Name, ...]  # members whose shares opened it
+    sentinels: Annotated[int, Field(ge=1)]  # what each sentinel counted
+
+
+class MaskingRefused(_Event):
+    """A member took no part in a step of secure aggregation, or what it sent did not hold."""
+
+    kind: Literal["secagg.refused"] = "secagg.refused"
+    study: Digest
+    round: Round
+    site: Name
+    step: MaskingStep
+    reason: MaskingRefusal
+
+
+class AttackReported(_Event):
+    """A member shows two survivor sets for one round, both signed by the operator; it opened for the first only."""
+
+    kind: Literal["secagg.attack"] = "secagg.attack"
+    study: Digest
+    round: Round
+    site: Name
+    report: Envelope  # the member's signed `EquivocationReport`
 
 
 class WitnessQuorum(_Event):
@@ -321,6 +384,10 @@ Event = (
     | ClientDropped
     | RoundAggregated
     | RoundFailed
+    | SurvivorsFixed
+    | SumOpened
+    | MaskingRefused
+    | AttackReported
     | WitnessQuorum
     | WitnessRefused
     | WitnessNonce

@@ -7,20 +7,20 @@ encoded updates and a masked one give the same mean, bit for bit, in any order.
 - Four sentinels at each end must count the survivors; every value must lie within u times the bound.
 Not done here: bounds (from the study), masks.
 
-    >>> point = FixedPoint(rules)
+    >>> point = FixedPoint(rules.segments, members=3, ring="u32")
     >>> total = point.encode(update_a) + point.encode(update_b)
     >>> point.mean(total, survivors=2)
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wardround_common.errors import VerificationError
 from wardround_common.secagg.masks import RingVector
-from wardround_common.secagg.rules import SENTINELS, Rules, Segment
+from wardround_common.secagg.rules import BITS, SENTINELS, RingName, Segment
 
 MAX_FRACTION = 40
 """Steps of 2^-40 are finer than float32 can hold at any learning rate; bounds what is multiplied."""
@@ -37,16 +37,22 @@ _PIECE = 1 << 16  # values converted at a time, so that float64 copies stay in t
 class FixedPoint:
     """Encodes updates of one study and decodes their sum.
 
+    Args:
+        segments: the update's tensors, in their order.
+        members: n, of the whole study: the most updates that a sum may hold.
+        ring: of the sum.
+
     Raises:
         ValueError: a bound is so large that n members' sums do not fit the ring.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        self._members = len(rules.names)
-        self._unsigned = np.dtype(f"<u{rules.bits // 8}")
-        self._signed = np.dtype(f"<i{rules.bits // 8}")
-        self._fractions = tuple(fraction_bits(s.bound, members=self._members, bits=rules.bits) for s in rules.segments)
+    def __init__(self, segments: Sequence[Segment], *, members: int, ring: RingName) -> None:
+        self._segments = tuple(segments)
+        self.parameters = sum(segment.length for segment in segments)
+        bits = BITS[ring]
+        self._unsigned = np.dtype(f"<u{bits // 8}")
+        self._signed = np.dtype(f"<i{bits // 8}")
+        self._fractions = tuple(fraction_bits(s.bound, members=members, bits=bits) for s in segments)
 
     def encode(self, values: NDArray[np.float32]) -> RingVector:
         """Return the vector of an update: [length] ring elements, sentinels included.
@@ -57,9 +63,9 @@ class FixedPoint:
         Raises:
             ValueError: another length, or NaN or infinity (misuse: training checks that).
         """
-        if values.shape != (self._rules.parameters,):
-            raise ValueError(f"an update has {self._rules.parameters} values")
-        out = np.ones(self._rules.length, self._signed)
+        if values.shape != (self.parameters,):
+            raise ValueError(f"an update has {self.parameters} values")
+        out = np.ones(self.parameters + 2 * SENTINELS, self._signed)
         with np.errstate(invalid="ignore"):  # NaN is refused two lines on
             for first, last, scale, limit in self._pieces():
                 scaled = np.rint(values[first:last] * scale)  # float64
@@ -83,7 +89,7 @@ class FixedPoint:
                 "the opened sum is garbled: a member masked with other secrets than it shared, it cannot be told which",
                 next_step="the round failed and its ε stays spent; ask every member to check its installation",
             )
-        out = np.empty(self._rules.parameters, np.float32)
+        out = np.empty(self.parameters, np.float32)
         for first, last, scale, limit in self._pieces():
             piece = signed[SENTINELS + first : SENTINELS + last].astype(np.float64)
             if np.abs(piece).max() > survivors * limit:
@@ -102,7 +108,7 @@ class FixedPoint:
     def _pieces(self) -> Iterator[tuple[int, int, np.float64, float]]:
         """Yield (first, last, 2^f, limit) of cache-sized pieces, in parameters."""
         start = 0
-        for segment, fraction in zip(self._rules.segments, self._fractions, strict=True):
+        for segment, fraction in zip(self._segments, self._fractions, strict=True):
             scale = np.float64(2.0**fraction)
             limit = float(np.rint(segment.bound * scale))
             for first in range(start, start + segment.length, _PIECE):

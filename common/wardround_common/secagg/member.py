@@ -96,7 +96,7 @@ class Member:
         self._random = random
         self._store = store
         self._file = StateFile(store, rules.study, random)
-        self._fixed = FixedPoint(rules)
+        self._fixed = FixedPoint(rules.segments, members=len(rules.names), ring=rules.ring)
 
     def __repr__(self) -> str:
         return f"Member(site={self._site!r})"
@@ -206,6 +206,28 @@ class Member:
 
     # -- the masked vector
 
+    def enter(self, plan: RoundPlan, kit: bytes) -> None:
+        """Check everything that `mask` needs and pin it, durably: a bad kit is found before anything is trained.
+
+        Raises:
+            VerificationError: a parcel does not open, the cohort is too small, or another plan or roster was pinned.
+            ProtocolError: not a kit.
+            StorageError: the state is damaged or cannot be written.
+        """
+        self._enter(plan, kit)
+
+    def _enter(self, plan: RoundPlan, kit: bytes) -> tuple[MemberState, RoundSecrets, RoundContext]:
+        state, secrets = self._round(plan.round)
+        if plan.study != self._rules.study or not secrets.key_set:
+            raise plan_foreign("the plan is another study's, or this site has shared nothing for the round")
+        received = Kit.decode(kit, members=len(self._rules.names))
+        context = self._context(plan, received.roster)
+        if secrets.context and secrets.context != context.to_bytes():
+            raise round_pinned("plan, roster or adapter")
+        if not secrets.context:
+            state, secrets = self._take(state, secrets, received, context)
+        return state, secrets, context
+
     def mask(self, plan: RoundPlan, kit: bytes, values: NDArray[np.float32]) -> Masked:
         """Return the masked update; the header must be durable where answers are kept before the vector leaves.
 
@@ -220,15 +242,7 @@ class Member:
             ProtocolError: not a kit.
             StorageError: the state is damaged or cannot be written.
         """
-        state, secrets = self._round(plan.round)
-        if plan.study != self._rules.study or not secrets.key_set:
-            raise plan_foreign("the plan is another study's, or this site has shared nothing for the round")
-        received = Kit.decode(kit, members=len(self._rules.names))
-        context = self._context(plan, received.roster)
-        if secrets.context and secrets.context != context.to_bytes():
-            raise round_pinned("plan, roster or adapter")
-        if not secrets.context:
-            state, secrets = self._take(state, secrets, received, context)
+        state, secrets, context = self._enter(plan, kit)
         vector = self._fixed.encode(values)
         apply_masks(vector, self._seeds(secrets, derive.digest(context)))
         header = self._header(secrets, context, vector)

@@ -38,7 +38,7 @@ class RunningSum:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self._fixed = FixedPoint(rules)
+        self._fixed = FixedPoint(rules.segments, members=len(rules.names), ring=rules.ring)
         self._total: RingVector = np.zeros(rules.length, np.dtype(f"<u{rules.bits // 8}"))
         self.added: frozenset[str] = frozenset()
 

@@ -87,41 +87,28 @@ class AnswerChecker:
             AnswerRefused: the site refused in the generic way.
             AnswerRejected: a check failed.
         """
-        answer = self._parse(document)  # (1)
+        answer = open_answer(document)  # (1)
         header = self._header(site, answer)  # (2)
-        self._record(site, answer)  # (3)
+        require_record(self.study, self.plan, site, answer)  # (3)
         if blobs != (header.sealed,):
-            raise _rejected("bad-digest", "the answer's blob is not the one that its header names")
-        sealed = _guarded("bad-digest", lambda: self.read(header.sealed))  # (4)
-        plaintext = _guarded("undecryptable", lambda: self.unseal(sealed, self.plan.round, site))  # (5)
+            raise rejected("bad-digest", "the answer's blob is not the one that its header names")
+        sealed = guarded("bad-digest", lambda: self.read(header.sealed))  # (4)
+        plaintext = guarded("undecryptable", lambda: self.unseal(sealed, self.plan.round, site))  # (5)
         return AcceptedAnswer(site=site, answer=answer, header=header, tensors=self._tensors(plaintext))  # (6)
-
-    def _parse(self, document: bytes) -> RoundAnswer:
-        kind = _guarded("malformed", lambda: document_format(document))
-        if kind == "wardround/refused/1":
-            raise AnswerRefused(_guarded("malformed", lambda: Refused.from_bytes(document)).code)
-        return _guarded("malformed", lambda: RoundAnswer.from_bytes(document))
 
     def _header(self, site: str, answer: RoundAnswer) -> UpdateHeader:
         key = parse_public_key(self.study.member(site).identity)
-        payload = _guarded("bad-signature", lambda: open_envelope(answer.header, UPDATE_HEADER_TYPE, [key]))
-        header = _guarded("bad-signature", lambda: UpdateHeader.from_bytes(payload))
+        payload = guarded("bad-signature", lambda: open_envelope(answer.header, UPDATE_HEADER_TYPE, [key]))
+        header = guarded("bad-signature", lambda: UpdateHeader.from_bytes(payload))
         if header.study != self.plan.study or header.site != site:
-            raise _rejected("wrong-study", "the header is for another study or site")
+            raise rejected("wrong-study", "the header is for another study or site")
         if header.round != self.plan.round or header.plan != self.plan.sha256():
-            raise _rejected("replayed", "the header answers another plan")
+            raise rejected("replayed", "the header answers another plan")
         if header.adapter != self.plan.adapter.digest:
-            raise _rejected("wrong-model", "the update started from another adapter")
+            raise rejected("wrong-model", "the update started from another adapter")
         if header.parameters != self.study.adapter.parameters:
-            raise _rejected("bad-shape", "the update has another length")
+            raise rejected("bad-shape", "the update has another length")
         return header
-
-    def _record(self, site: str, answer: RoundAnswer) -> None:
-        key = parse_public_key(self.study.member(site).identity)
-        payload = _guarded("bad-signature", lambda: open_envelope(answer.record, MECHANISM_TYPE, [key]))
-        record = _guarded("bad-signature", lambda: SubsampledGaussian.from_bytes(payload))
-        if record != self.study.mechanism(site, self.plan.round):
-            raise _rejected("wrong-study", "the mechanism record differs from the study's constants")
 
     def _tensors(self, plaintext: bytes) -> dict[str, npt.NDArray[np.float32]]:
         try:
@@ -130,14 +117,42 @@ class AnswerChecker:
             raise AnswerRejected("not-finite" if error.code == "update-not-finite" else "bad-shape", error) from None
 
 
-def _guarded(reason: Reason, check: Callable[[], T]) -> T:
+def open_answer(document: bytes) -> RoundAnswer:
+    """Return a hospital's answer, unverified.
+
+    Raises:
+        AnswerRefused: it refused in the generic way.
+        AnswerRejected: neither answer nor refusal.
+    """
+    kind = guarded("malformed", lambda: document_format(document))
+    if kind == "wardround/refused/1":
+        raise AnswerRefused(guarded("malformed", lambda: Refused.from_bytes(document)).code)
+    return guarded("malformed", lambda: RoundAnswer.from_bytes(document))
+
+
+def require_record(study: Study, plan: RoundPlan, site: str, answer: RoundAnswer) -> None:
+    """Return if the mechanism record is signed by `site` and says exactly what the study agreed.
+
+    Raises:
+        AnswerRejected: it does not.
+    """
+    key = parse_public_key(study.member(site).identity)
+    payload = guarded("bad-signature", lambda: open_envelope(answer.record, MECHANISM_TYPE, [key]))
+    record = guarded("bad-signature", lambda: SubsampledGaussian.from_bytes(payload))
+    if record != study.mechanism(site, plan.round):
+        raise rejected("wrong-study", "the mechanism record differs from the study's constants")
+
+
+def guarded(reason: Reason, check: Callable[[], T]) -> T:
+    """Return what `check` returns; its errors become a rejection for `reason`."""
     try:
         return check()
     except WardroundError as error:
         raise AnswerRejected(reason, error) from None
 
 
-def _rejected(reason: Reason, why: str) -> AnswerRejected:
+def rejected(reason: Reason, why: str) -> AnswerRejected:
+    """Return the rejection for `reason`."""
     return AnswerRejected(
         reason,
         VerificationError("answer-rejected", why, next_step="the site is excluded from this round; ask it for its log"),

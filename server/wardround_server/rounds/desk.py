@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from wardround_common.adapter import AdapterLayout
 from wardround_common.audit.events import Event
 from wardround_common.rounds import BlobRef, CheckpointOffer
+from wardround_common.signing import Envelope
 from wardround_common.study import Study
 
 Entry = tuple[Event, frozenset[str]]
@@ -56,6 +58,9 @@ class Blobs(Protocol):
     def read(self, blob: BlobRef) -> bytes:
         """Return the bytes after checking digest and length."""
 
+    def path(self, blob: BlobRef) -> Path:
+        """Return the file of a complete blob; raises StorageError."""
+
     def remove(self, blob: BlobRef) -> None:
         """Forget the bytes, if they are there."""
 
@@ -81,6 +86,7 @@ class Desk:
         layout: names and shapes of the adapter's tensors.
         nodes: Flower node id of every member, by site name.
         unseal: opens a sealed update for (sealed bytes, round, site).
+        sign: returns the operator's signature over (document, payload type).
         report: takes every change of status.
         stop: set when the server shuts down or the study is aborted.
         clock: seconds, monotonic.
@@ -93,6 +99,7 @@ class Desk:
     audit: Audit
     blobs: Blobs
     unseal: Callable[[bytes, int, str], bytes]
+    sign: Callable[[bytes, str], Envelope]
     report: Callable[[StudyStatus], None]
     stop: threading.Event
     clock: Callable[[], float]

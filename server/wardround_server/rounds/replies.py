@@ -56,9 +56,23 @@ def replies(
     try:
         yield from _arriving(grid, desk, missing, enough, waiting)
     finally:
-        withdraw = getattr(grid, "withdraw", None)
-        if missing and withdraw is not None:
-            withdraw(list(missing))
+        _withdraw(grid, missing)
+
+
+def arrived(grid: Grid, pending: Mapping[str, str]) -> Iterator[tuple[str, Message]]:
+    """Yield (site, reply) for what has come without being waited for, and withdraw the rest."""
+    missing = dict(pending)
+    try:
+        for reply in list(grid.pull_messages(list(missing))):
+            yield missing.pop(reply.metadata.reply_to_message_id), reply
+    finally:
+        _withdraw(grid, missing)
+
+
+def _withdraw(grid: Grid, missing: Mapping[str, str]) -> None:
+    withdraw = getattr(grid, "withdraw", None)
+    if missing and withdraw is not None:
+        withdraw(list(missing))
 
 
 def _arriving(

@@ -24,6 +24,16 @@ _ROUNDS = """CREATE TABLE IF NOT EXISTS rounds (
 ) STRICT"""
 
 
+_MESSAGES = """CREATE TABLE IF NOT EXISTS secagg (
+    study TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL, site TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (study, round, kind, site)
+) STRICT"""
+
+Kind = Literal["offer", "keys", "parcels", "roster", "answer", "set", "opening"]
+"""What is kept of a round under secure aggregation: members' messages as they came (large ones by reference), and
+what the server fixed: whose keys were shown (`keys`), who may mask (`roster`), the signed survivor set (`set`)."""
+
+
 class RoundRecord(Document):
     """Everything stored about one round."""
 
@@ -33,6 +43,7 @@ class RoundRecord(Document):
     survivors: tuple[Name, ...] = ()
     events: tuple[bytes, ...] = Field(default=())  # entries to write when the outcome is known, canonical JSON
     concerned: tuple[tuple[Name, ...], ...] = ()  # the sites that each entry concerns
+    failed: str = ""  # reason of `RoundFailed`
     checkpoint: str = ""  # the cosigned checkpoint that seals the round
 
     def moved(self, phase: Phase, **changes: object) -> "RoundRecord":
@@ -53,6 +64,7 @@ class RoundState:
         self._database = database
         with database.transaction() as db:
             db.execute(_ROUNDS)
+            db.execute(_MESSAGES)
 
     def rounds(self, study: str) -> tuple[RoundRecord, ...]:
         """Return all rounds of `study` in order."""
@@ -67,3 +79,18 @@ class RoundState:
                 (record.plan.study, record.plan.round, record.to_bytes()),
             )
         return record
+
+    def keep(self, study: str, round_: int, kind: Kind, site: str, body: bytes) -> None:
+        """Store a message of secure aggregation durably; `site` is empty for what the server fixed."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO secagg VALUES (?, ?, ?, ?, ?)", (study, round_, kind, site, body))
+
+    def kept(self, study: str, round_: int, kind: Kind) -> dict[str, bytes]:
+        """Return the stored messages of one kind, by site."""
+        sql = "SELECT site, body FROM secagg WHERE study = ? AND round = ? AND kind = ? ORDER BY site"
+        return {row["site"]: row["body"] for row in self._database.rows(sql, study, round_, kind)}
+
+    def forget(self, study: str, round_: int) -> None:
+        """Remove the messages of all rounds up to `round_`."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM secagg WHERE study = ? AND round <= ?", (study, round_))

@@ -2,7 +2,8 @@
 
 Rules (docs/spec/round.md).
 - Every step is stored before its effect is visible; `start` continues wherever `state` says.
-- Answers are checked and added up as they arrive, in any order, with the same result.
+- How updates are protected, checked and added up is `sealed`'s or `masked`'s; both give the same mean in any order.
+- A round that somebody spoilt under masks pauses the study: nobody can be named, and ε would be spent again.
 - Audit entries are durable before a result is used: no audit, no round.
 - No plan for round r+1 is made before the study's quorum has cosigned a checkpoint that covers
   round r. After a crash an outcome may be logged twice, byte for byte; readers count a
@@ -15,7 +16,7 @@ Hospitals evaluate nothing: `configure_evaluate` sends no message.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -24,25 +25,27 @@ from flwr.serverapp.strategy import Result, Strategy
 from wardround_common import __version__
 from wardround_common.adapter import decode_tensors, encode_tensors
 from wardround_common.audit.events import (
-    ClientDropped,
     Event,
-    PrivacySpent,
     RoundAggregated,
     RoundFailed,
     RoundStarted,
     Unknown,
-    UpdateReceived,
     WitnessQuorum,
     parse_event,
 )
-from wardround_common.errors import TrainingError, VerificationError
+from wardround_common.errors import TrainingError
 from wardround_common.rounds import BlobRef, RoundPlan
-from wardround_server.rounds.aggregate import MeanUpdate, apply_update, update_bound
-from wardround_server.rounds.answers import AcceptedAnswer, AnswerChecker, AnswerRefused, AnswerRejected
-from wardround_server.rounds.desk import Desk, Entry, Interrupted, SitePhase, StudyStatus
+from wardround_server.rounds.aggregate import Tensors, apply_update
+from wardround_server.rounds.desk import Desk, Entry, Interrupted
+from wardround_server.rounds.gathering import Updates
+from wardround_server.rounds.masked import MaskedUpdates
+from wardround_server.rounds.progress import Progress
+from wardround_server.rounds.sealed import SealedUpdates
 from wardround_server.rounds.state import RoundRecord, RoundState
-from wardround_server.rounds.witnessing import exchange, note_size, require_quorum
-from wardround_server.transport.flower import unpack
+from wardround_server.rounds.witnessing import note_size, require_quorum
+
+SPOILT = ("sum-garbled", "sum-out-of-range", "shares-inconsistent", "not-opened", "attacked")
+"""Failures that somebody caused and that masks hide: the study pauses until the operator has looked."""
 
 HOLD_POLL_S = 1.0
 """How often a study that is held up looks again."""
@@ -63,8 +66,12 @@ class WardStrategy(Strategy):
         self._state = state
         self._finish = finish
         self._study = desk.study.sha256()
-        self._sites: dict[str, SitePhase] = {}
-        self._added: list[BlobRef] = []  # sealed updates that are in the stored sum
+        self._progress = Progress(desk)
+        self._updates: Updates = (
+            MaskedUpdates(desk=desk, state=state, progress=self._progress)
+            if desk.study.secagg is not None
+            else SealedUpdates(desk=desk, progress=self._progress)
+        )
 
     def start(
         self,
@@ -92,7 +99,7 @@ class WardStrategy(Strategy):
             self._advance(grid, record)
         final = self._released()
         self._release(grid, final)
-        self._report("completed", final.plan.round, "released")
+        self._progress.report("completed", final.plan.round, "released")
         return self._result(final)
 
     def configure_train(
@@ -124,7 +131,7 @@ class WardStrategy(Strategy):
         """Have the log cosigned before anything is asked: who has seen more of it than this server stops it here."""
         done = self._state.rounds(self._study)
         if self._desk.audit.size and (not done or done[-1].phase in ("planned", "sealed")):
-            self._report("running", max(1, len(done)), "witnessing")
+            self._progress.report("running", max(1, len(done)), "witnessing")
             require_quorum(grid, self._desk, max(1, len(done)))
 
     # -- which round is next
@@ -132,7 +139,7 @@ class WardStrategy(Strategy):
     def _next_when_free(self, initial: BlobRef) -> RoundRecord | None:
         """Return the round to work on, once nothing holds the study up."""
         while why := self._desk.hold():
-            self._report("paused", max(1, len(self._state.rounds(self._study))), why)
+            self._progress.report("paused", max(1, len(self._state.rounds(self._study))), why)
             if self._desk.stop.wait(HOLD_POLL_S):
                 raise Interrupted
         return self._next(initial)
@@ -158,30 +165,42 @@ class WardStrategy(Strategy):
         return self._state.put(RoundRecord(plan=plan))
 
     def _give_up(self, rounds: int) -> NoReturn:
-        self._report("failed", rounds, "no spare rounds are left")
+        self._progress.report("failed", rounds, "no spare rounds are left")
         raise TrainingError(
             "study-rounds-exhausted",
             f"study {self._desk.study.name} has failed rounds and no spare ones are left",
             next_step="see `wardround server status`; propose a new study, with spare_rounds",
         )
 
+    def _pause(self, record: RoundRecord) -> NoReturn:
+        """Stop after a round that somebody spoilt: the next one would cost ε again before anybody has looked."""
+        round_ = record.plan.round
+        self._progress.report("paused", round_, f"round {round_} failed ({record.failed}): culprit unknown")
+        raise TrainingError(
+            "round-spoilt",
+            f"round {round_} of study {self._desk.study.name} failed: {record.failed}; it cannot be told by whom",
+            next_step="ask every member to check its installation and log; then start the server again to go on",
+        )
+
     def _advance(self, grid: Grid, record: RoundRecord) -> None:
         if record.phase == "planned":
             record = self._state.put(self._train(grid, record))
-            self._forget_updates()
+        self._updates.forget(record.plan.round)
         if record.phase in ("aggregated", "failed"):
             entries = zip(record.events, record.concerned, strict=True)
             self._desk.audit.append([(_known(e), frozenset(who)) for e, who in entries])
             record = self._state.put(record.moved("logged"))
         if record.phase == "logged":
-            self._state.put(record.moved("sealed", checkpoint=self._witness(grid, record.plan.round)))
+            record = self._state.put(record.moved("sealed", checkpoint=self._witness(grid, record.plan.round)))
+        if record.failed in SPOILT:
+            self._pause(record)
 
     # -- one round
 
     def _train(self, grid: Grid, record: RoundRecord) -> RoundRecord:
         plan, study = record.plan, self._desk.study
         everyone = frozenset(self._desk.sites)
-        self._sites = dict.fromkeys(self._desk.sites, "working")
+        self._progress.working()
         started = RoundStarted(
             study=self._study,
             round=plan.round,
@@ -191,82 +210,30 @@ class WardStrategy(Strategy):
             code=__version__,
         )
         self._desk.audit.append([(started, everyone)])
-        self._report("running", plan.round, "training")
-        mean = MeanUpdate(specs=self._desk.layout.trained, bound=update_bound(study))
-        accepted, dropped = self._collect(grid, plan, mean)
-        entries = [entry for answer in accepted for entry in _answer_entries(answer)]
-        entries += [(event, frozenset({event.site})) for event in dropped]
-        survivors = tuple(sorted(answer.site for answer in accepted))
-        if len(survivors) < study.cohort.min_cohort:
-            failed = RoundFailed(study=self._study, round=plan.round, reason="cohort-too-small")
-            return _outcome(record.moved("failed"), [*entries, (failed, everyone)])
-        adapter = self._add(plan.adapter, mean)
+        self._progress.report("running", plan.round, "training")
+        gathered = self._updates.gather(grid, plan, more=self._more(plan.round))
+        if gathered.mean is None:
+            reason = gathered.failed or "aborted"
+            failed = RoundFailed(study=self._study, round=plan.round, reason=reason)
+            return _outcome(record.moved("failed", failed=reason), [*gathered.entries, (failed, everyone)])
+        adapter = self._add(plan.adapter, gathered.mean)
+        survivors = tuple(sorted(gathered.survivors))
         aggregated = RoundAggregated(study=self._study, round=plan.round, survivors=survivors, adapter=adapter.digest)
         moved = record.moved("aggregated", adapter=adapter, survivors=survivors)
-        return _outcome(moved, [*entries, (aggregated, everyone)])
+        return _outcome(moved, [*gathered.entries, (aggregated, everyone)])
 
-    def _collect(
-        self, grid: Grid, plan: RoundPlan, mean: MeanUpdate
-    ) -> tuple[list[AcceptedAnswer], list[ClientDropped]]:
-        desk, accepted, dropped = self._desk, list[AcceptedAnswer](), list[ClientDropped]()
-        checker = AnswerChecker(
-            study=desk.study, plan=plan, specs=desk.layout.trained, read=desk.blobs.read, unseal=desk.unseal
-        )
-        present = desk.present
-        content = dict.fromkeys(present, (plan, (plan.adapter,)))
-        late = set(present)
+    def _more(self, round_: int) -> bool:
+        """Whether another round follows if this one succeeds."""
+        good = sum(record.adapter is not None for record in self._state.rounds(self._study))
+        return good + 1 < self._desk.study.privacy.rounds
 
-        def waiting(missing: list[str]) -> None:
-            self._report("paused", plan.round, f"waiting for {', '.join(missing)}")
-
-        def enough() -> bool:
-            return mean.count >= desk.study.cohort.min_cohort
-
-        for site, reply in exchange(grid, desk, "train", plan.round, content, enough=enough, waiting=waiting):
-            late.discard(site)
-            result = self._take(checker, mean, site, reply)
-            if isinstance(result, ClientDropped):
-                dropped.append(result)
-            else:
-                accepted.append(result)
-            self._sites[site] = "answered"
-            self._report("running", plan.round, f"{mean.count} of {len(content)} answers")
-        dropped += [ClientDropped(study=self._study, round=plan.round, site=s, reason="late") for s in sorted(late)]
-        return sorted(accepted, key=lambda answer: answer.site), dropped
-
-    def _take(
-        self, checker: AnswerChecker, mean: MeanUpdate, site: str, reply: Message
-    ) -> AcceptedAnswer | ClientDropped:
-        round_ = checker.plan.round
-        if reply.has_error():
-            return ClientDropped(study=self._study, round=round_, site=site, reason="failed-locally")
-        try:
-            answer = checker.check(site, *unpack(reply))
-            mean.add(answer.tensors)
-        except AnswerRefused as refusal:
-            reason: Literal["refused", "failed-locally"] = "refused" if refusal.code == "refused" else "failed-locally"
-            return ClientDropped(study=self._study, round=round_, site=site, reason=reason)
-        except AnswerRejected as rejection:
-            return ClientDropped(study=self._study, round=round_, site=site, reason=rejection.reason)
-        except VerificationError:
-            return ClientDropped(study=self._study, round=round_, site=site, reason="out-of-range")
-        self._added.append(answer.header.sealed)
-        # The tensors are in the sum now; keeping them would cost one model per hospital.
-        return AcceptedAnswer(site=site, answer=answer.answer, header=answer.header, tensors={})
-
-    def _forget_updates(self) -> None:
-        """Single updates are not kept longer than it takes to add them up."""
-        for sealed in self._added:
-            self._desk.blobs.remove(sealed)
-        self._added.clear()
-
-    def _add(self, adapter: BlobRef, mean: MeanUpdate) -> BlobRef:
+    def _add(self, adapter: BlobRef, mean: Tensors) -> BlobRef:
         before = decode_tensors(self._desk.blobs.read(adapter), self._desk.layout.trained)
-        return self._desk.blobs.put(encode_tensors(apply_update(before, mean.value())))
+        return self._desk.blobs.put(encode_tensors(apply_update(before, mean)))
 
     def _witness(self, grid: Grid, round_: int) -> str:
         """Return the checkpoint cosigned by the quorum, and log who cosigned."""
-        self._report("running", round_, "witnessing")
+        self._progress.report("running", round_, "witnessing")
         note, witnesses = require_quorum(grid, self._desk, round_)
         event = WitnessQuorum(study=self._study, round=round_, size=note_size(note), witnesses=witnesses)
         self._desk.audit.append([(event, frozenset())])
@@ -281,7 +248,7 @@ class WardStrategy(Strategy):
 
     def _release(self, grid: Grid, record: RoundRecord) -> None:
         assert record.adapter is not None
-        self._report("running", record.plan.round, "releasing")
+        self._progress.report("running", record.plan.round, "releasing")
         self._desk.audit.append([self._finish(record.adapter, record)])
         self._witness(grid, record.plan.round)
 
@@ -292,32 +259,12 @@ class WardStrategy(Strategy):
         result.arrays = ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
         return result
 
-    def _report(self, phase: str, round_: int, message: str) -> None:
-        study = self._desk.study
-        self._desk.report(
-            StudyStatus(
-                phase=phase,  # type: ignore[arg-type]  # one of the five literals, at every call above
-                study=study.name,
-                round=round_,
-                rounds=study.privacy.rounds,
-                message=message,
-                sites=dict(self._sites),
-            )
-        )
-
 
 def _known(data: bytes) -> Event:
     event = parse_event(data)
     if isinstance(event, Unknown):
         raise RuntimeError("this server stored an event that it does not know")
     return event
-
-
-def _answer_entries(accepted: AcceptedAnswer) -> list[Entry]:
-    header, site = accepted.header, frozenset({accepted.site})
-    received = UpdateReceived(study=header.study, round=header.round, site=header.site, header=accepted.answer.header)
-    spent = PrivacySpent(study=header.study, round=header.round, site=header.site, record=accepted.answer.record)
-    return [(received, site), (spent, site)]
 
 
 def _outcome(record: RoundRecord, entries: list[Entry]) -> RoundRecord:

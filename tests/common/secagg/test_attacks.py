@@ -28,7 +28,6 @@ from wardround_common.secagg.documents import (
     signature_of,
 )
 from wardround_common.secagg.errors import Equivocation
-from wardround_common.secagg.fixed import FixedPoint
 from wardround_common.secagg.frames import KeyList, Kit, Opening, OpenRequest, ParcelSet
 from wardround_common.secagg.keys import make_entry
 from wardround_common.secagg.member import Member
@@ -634,7 +633,7 @@ def test_a_member_that_masks_with_other_seeds_garbles_the_sum(tmp_path: Path) ->
 
 def test_a_value_beyond_the_bounds_is_out_of_range() -> None:
     ward = Ward(n=3)
-    point = FixedPoint(ward.rules)
+    point = ward.fixed
     total = np.zeros(ward.rules.length, np.uint32)
     for update in ward.updates().values():
         total += point.encode(update)

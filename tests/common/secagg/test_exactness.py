@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from peers.masked import Ward
 
 from wardround_common.secagg import member, survivors
-from wardround_common.secagg.fixed import FixedPoint
 from wardround_common.secagg.frames import KeyList
 from wardround_common.secagg.masks import BLOCK, apply_masks
 from wardround_common.secagg.rules import Segment
@@ -75,7 +74,7 @@ def check(case: Case, seed: int) -> None:
     assert total.to_bytes() == ward.expected(updates, sites[1]).tobytes()
     mean = total.mean(survivors=len(sites[1]))
     exact = np.mean([updates[name] for name in sites[1]], axis=0, dtype=np.float64)
-    steps = np.repeat(FixedPoint(ward.rules).rounding_std(), [s.length for s in ward.rules.segments]) * 12**0.5
+    steps = np.repeat(ward.fixed.rounding_std(), [s.length for s in ward.rules.segments]) * 12**0.5
     assert np.all(np.abs(mean - exact) <= steps / 2 + 1e-6)
 
 

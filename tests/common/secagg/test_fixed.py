@@ -30,7 +30,7 @@ def test_the_step_is_the_finest_that_cannot_overflow(bound: float, members: int)
 
 def test_bounds_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="too large"):
-        FixedPoint(Ward(n=3, changes={"segments": (Segment(length=1, bound=1e35),)}).rules)
+        FixedPoint((Segment(length=1, bound=1e35),), members=3, ring="u32")
     with pytest.raises(ValueError, match="bound"):
         _ = Ward(n=3, changes={"segments": (Segment(length=1, bound=math.inf),)}).rules
 
@@ -41,15 +41,15 @@ def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
     values = ward.updates()["site-000"]
     values[2] = bad
     with pytest.raises(ValueError, match="NaN"):
-        FixedPoint(ward.rules).encode(values)
+        ward.fixed.encode(values)
     with pytest.raises(ValueError, match="values"):
-        FixedPoint(ward.rules).encode(values[1:])
+        ward.fixed.encode(values[1:])
 
 
 @given(values=st.lists(st.floats(-0.5, 0.5, width=32), min_size=5, max_size=5))
 def test_one_update_comes_back_within_half_a_step(values: list[float]) -> None:
     ward = Ward(n=3, changes={"segments": (Segment(length=5, bound=0.5),)})
-    point, update = FixedPoint(ward.rules), np.array(values, np.float32)
+    point, update = ward.fixed, np.array(values, np.float32)
     step = 2.0 ** -fraction_bits(0.5, members=3, bits=32)
     assert np.abs(point.mean(point.encode(update), survivors=1) - update).max() <= step / 2 + 2**-25
 
@@ -57,7 +57,7 @@ def test_one_update_comes_back_within_half_a_step(values: list[float]) -> None:
 def test_rounding_error_is_unbiased_and_uniform_under_noise() -> None:
     """Noise many steps wide dithers: the error's mean is zero and its spread step / sqrt(12)."""
     ward = Ward(n=100, changes={"ring": "u16", "segments": (Segment(length=200_000, bound=1.0),)})
-    point, rng = FixedPoint(ward.rules), np.random.default_rng(1)
+    point, rng = ward.fixed, np.random.default_rng(1)
     values = rng.normal(0, 0.1, 200_000).astype(np.float32)
     error = point.mean(point.encode(values), survivors=1).astype(np.float64) - values
     (expected,) = point.rounding_std()

@@ -8,7 +8,6 @@ from peers.masked import Ward
 
 from wardround_common.errors import WardroundError
 from wardround_common.secagg.documents import SurvivorSet
-from wardround_common.secagg.fixed import FixedPoint
 from wardround_common.secagg.recompute import Kept, collected, opened_mean
 
 
@@ -38,7 +37,7 @@ def test_the_mean_is_the_same_for_whoever_computes_it(tmp_path: Path) -> None:
     assert [ward.names[i] for i in collection.survivors] == list(ward.names[:4])
     updates = ward.updates()
     plain = ward.expected(updates, ward.names[:4])
-    assert mean.tobytes() == FixedPoint(ward.rules).mean(plain, survivors=4).tobytes()
+    assert mean.tobytes() == ward.fixed.mean(plain, survivors=4).tobytes()
     assert total.to_bytes() != plain.tobytes()  # still masked
 
 

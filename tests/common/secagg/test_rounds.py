@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from peers.masked import Ward
 
-from wardround_common.secagg.fixed import FixedPoint
-
 
 def test_a_round_without_dropouts(tmp_path: Path) -> None:
     ward = Ward(n=3)
@@ -64,6 +62,6 @@ def test_the_plain_sum_of_encoded_updates_has_the_same_mean(tmp_path: Path) -> N
     ward = Ward(n=3)
     updates = ward.updates()
     total, _, _ = ward.run(1, updates, tmp_path)
-    point = FixedPoint(ward.rules)
+    point = ward.fixed
     plain = sum(point.encode(update) for update in updates.values())
     assert point.mean(plain, survivors=3).tobytes() == total.mean(survivors=3).tobytes()

@@ -19,7 +19,6 @@ from peers.secagg_vectors import SEGMENTS, fixed_ward
 
 from wardround_common.secagg.coordinator import Collection, KeyBook, Openings, ParcelBook
 from wardround_common.secagg.documents import SURVIVOR_SET_TYPE, SurvivorSet
-from wardround_common.secagg.fixed import FixedPoint
 from wardround_common.secagg.rules import Rules, Segment
 from wardround_common.secagg.sums import RunningSum
 from wardround_common.signing import Envelope, open_envelope, parse_public_key
@@ -192,7 +191,7 @@ def test_the_example_of_the_page() -> None:
     assert block is not None
     names = ("general", "mercy", "trauma")
     ward = Ward(n=3, changes={"segments": (Segment(length=2, bound=1.0),)})
-    point, total = FixedPoint(ward.rules), np.zeros(10, np.uint32)
+    point, total = ward.fixed, np.zeros(10, np.uint32)
     for name in names:
         values, elements = re.search(rf"{name}\s+update (\[.*?\])\s+elements\s+(.*)$", block[1], re.MULTILINE).groups()
         vector = point.encode(np.array(json.loads(values), np.float32))

@@ -31,7 +31,7 @@ from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError, TrainingError, VerificationError, WardroundError
 from wardround_common.identity.keys import node_id
 from wardround_common.rounds import CheckpointOffer, Cosignature, FreshWanted, Refused, RoundPlan, StaleOffer
-from wardround_common.signing import public_key_text
+from wardround_common.signing import public_key_text, sign_document
 from wardround_common.study import Reviewer
 from wardround_server.auditlog import AuditLog
 from wardround_server.database import Database
@@ -166,6 +166,7 @@ class World:
             audit=self.audit,
             blobs=self.blobs,
             unseal=unseal_plain,
+            sign=lambda document, kind: sign_document(document, kind, self.cast.operator),
             report=self.statuses.append,
             stop=self.stop,
             clock=self.clock,
