@@ -41,7 +41,7 @@ class Agreed(Document):
     size: int = 0  # tree size under which it was
     receipts: tuple[str, ...] = ()  # `<round>.<kind>` of own entries seen before their round's outcome
     begun: int = 0  # rounds of the study that had begun in the ledger then
-    survivors: SurvivorsFixed | None = None  # of a masked round whose outcome was not disclosed yet
+    survivors: tuple[SurvivorsFixed, ...] = ()  # of a masked round whose outcome was not disclosed yet
     reported: bool = False  # this site's report of an attack stands in the log
     cosigned: int = 0  # entries under the newest checkpoint of this log that this site cosigned, for whatever study
 

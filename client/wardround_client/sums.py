@@ -43,8 +43,8 @@ class SumCheck:
     own: OwnAnswers
     opened: Callable[[int], SurvivorSet | None]
 
-    def check(self, agreed: Agreed, events: Sequence[Event]) -> SurvivorsFixed | None:
-        """Return the survivors of a round whose result is not disclosed yet, after all results held.
+    def check(self, agreed: Agreed, events: Sequence[Event]) -> tuple[SurvivorsFixed, ...]:
+        """Return the survivors of a round whose outcome is not disclosed yet, after all results held.
 
         Args:
             agreed: the state before `events`.
@@ -57,20 +57,19 @@ class SumCheck:
         for event in events:
             if getattr(event, "study", None) != agreed.study:
                 continue
-            if isinstance(event, SurvivorsFixed) and event.round > last:
-                if fixed is not None and fixed.round == event.round and fixed != event:
-                    raise _mismatch(f"the log shows two survivor sets of round {event.round}")
-                fixed = event
+            if isinstance(event, SurvivorsFixed) and event.round > last and event not in fixed:
+                fixed = (*fixed, event)[:2]  # two are as bad as many
             if isinstance(event, RoundAggregated | RoundFailed) and event.round == last + 1:
                 if isinstance(event, RoundAggregated):
                     self._require(fixed, event, adapter)
                     adapter = event.adapter
-                fixed, last = None, event.round
+                fixed, last = (), event.round
         return fixed
 
-    def _require(self, fixed: SurvivorsFixed | None, outcome: RoundAggregated, adapter: str) -> None:
-        if fixed is None or fixed.round != outcome.round:
-            raise _mismatch(f"the log does not show the survivor set of round {outcome.round}")
+    def _require(self, shown: tuple[SurvivorsFixed, ...], outcome: RoundAggregated, adapter: str) -> None:
+        if len(shown) != 1 or shown[0].round != outcome.round:
+            raise _mismatch(f"the log does not show one survivor set of round {outcome.round}")
+        fixed = shown[0]
         answered = self.own(outcome.round)
         if answered is not None:
             adapter = MaskedHeader.from_bytes(answered.answer.header.payload_bytes()).adapter
