@@ -149,6 +149,7 @@ class Collector:
             "client.dropped": self._client_dropped,
             "round.aggregated": self._round_aggregated,
             "round.failed": self._round_failed,
+            "secagg.attack": self._attack_reported,
             "witness.quorum": self._witness_quorum,
             "witness.refused": self._witness_refused,
             "model.released": self._model_released,
@@ -265,6 +266,11 @@ class Collector:
     def _round_failed(self, row: Row) -> None:
         found = self._round(row)
         found.outcome, found.ended, found.ended_at = f"failed: {row.facts['reason']}", row.index, row.time
+
+    def _attack_reported(self, row: Row) -> None:
+        self._history.add_gap(
+            f"{row.site} shows two survivor sets of round {row.round}, both signed by the operator", row.index
+        )
 
     def _witness_quorum(self, row: Row) -> None:
         self._round(row).witnesses = tuple(row.facts["witnesses"])

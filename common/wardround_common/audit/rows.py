@@ -22,12 +22,22 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
-from wardround_common.audit.events import Event, PrivacySpent, StudyApproved, StudyCreated, Unknown, UpdateReceived
+from wardround_common.audit.events import (
+    AttackReported,
+    Event,
+    PrivacySpent,
+    StudyApproved,
+    StudyCreated,
+    SurvivorsFixed,
+    Unknown,
+    UpdateReceived,
+)
 from wardround_common.audit.reader import Keyed, LogEntry, LogFolder, keyed_entries, open_keyed
 from wardround_common.audit.trust import Trust
 from wardround_common.errors import WardroundError
 from wardround_common.privacy.mechanism import MECHANISM_TYPE
-from wardround_common.rounds import UPDATE_HEADER_TYPE
+from wardround_common.rounds import EQUIVOCATION_TYPE, UPDATE_HEADER_TYPE
+from wardround_common.secagg.documents import MASKED_HEADER_TYPE, SURVIVOR_SET_TYPE, SurvivorSet
 from wardround_common.signing import Envelope, fingerprint, open_envelope, parse_public_key
 from wardround_common.study import open_proposed
 
@@ -154,7 +164,14 @@ def _check(event: Event, facts: Mapping[str, Any], trust: Trust) -> tuple[Signat
         if isinstance(event, PrivacySpent):
             _check_member(event, event.record, facts["record"], MECHANISM_TYPE, trust)
         elif isinstance(event, UpdateReceived):
-            _check_member(event, event.header, facts["header"], UPDATE_HEADER_TYPE, trust)
+            _check_member(event, event.header, facts["header"], _header_type(event.header), trust)
+        elif isinstance(event, AttackReported):
+            _check_member(event, event.report, facts["report"], EQUIVOCATION_TYPE, trust)
+        elif isinstance(event, SurvivorsFixed):
+            payload = open_envelope(event.set, SURVIVOR_SET_TYPE, [parse_public_key(trust.operator)])
+            found = SurvivorSet.from_bytes(payload)
+            if (found.study, found.round, found.adapter) != (event.study, event.round, event.adapter):
+                return "invalid", "the signed survivor set is another one than the entry says"
         elif isinstance(event, StudyCreated):
             if open_proposed(event.envelope, trust.operator).sha256() != event.study:
                 return "invalid", "the signed study is another one than the entry says"
@@ -170,8 +187,17 @@ def _check(event: Event, facts: Mapping[str, Any], trust: Trust) -> tuple[Signat
     return "valid", ""
 
 
+def _header_type(header: Envelope) -> str:
+    """A sealed update's header or a masked one's; whichever it is, the member's signature covers the type."""
+    return MASKED_HEADER_TYPE if header.payloadType == MASKED_HEADER_TYPE else UPDATE_HEADER_TYPE
+
+
 def _check_member(
-    event: PrivacySpent | UpdateReceived, envelope: Envelope, shown: Mapping[str, Any], payload_type: str, trust: Trust
+    event: PrivacySpent | UpdateReceived | AttackReported,
+    envelope: Envelope,
+    shown: Mapping[str, Any],
+    payload_type: str,
+    trust: Trust,
 ) -> None:
     """Raise unless the entry's site signed the document and the document is about the entry's round."""
     if event.site not in trust.members:
