@@ -130,6 +130,7 @@ class Hospital:
             study=study,
             rounds=rounds,
             trainer=self.trainer,
+            make_trainer=lambda: self.trainer,
             initial=self.world.initial_digest,
             board=self.studies.board,
             require_going=lambda: None,
