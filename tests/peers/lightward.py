@@ -6,6 +6,7 @@ product's methods by `peers.steps`. Nothing of this can be reached from the prod
 
 import asyncio
 import ctypes
+import faulthandler
 import hashlib
 import signal
 import sys
@@ -93,6 +94,7 @@ def fixed_training(site: str) -> Training:
 
 def run(argument: dict[str, Any]) -> int:
     """Be a daemon. Keys: role, home; faults and marks (see `steps`), keepalive_s, clock_s, pause_s, real, hosts."""
+    faulthandler.enable()
     if keepalive := argument.get("keepalive_s"):
         _scale_keepalive(keepalive)
     if offset := argument.get("clock_s"):
