@@ -26,7 +26,7 @@ from wardround_common.config_text import render_yaml
 from wardround_common.models import model_digest
 from wardround_common.policy import Policy
 from wardround_common.policy_file import render_policy
-from wardround_common.study import Timing
+from wardround_common.study import Timing, UpdateProtection
 from wardround_common.study_file import StudyFile, render_study_file
 
 SITES = ("north", "south", "west")
@@ -200,7 +200,15 @@ class Federation:
         )
         (home / "client.toml").write_text(client_config.render(config))
 
-    def study_file(self, name: str = "tiny", *, rank: int = 2, timing: Timing | None = None, **privacy: Any) -> Path:
+    def study_file(
+        self,
+        name: str = "tiny",
+        *,
+        rank: int = 2,
+        timing: Timing | None = None,
+        protection: str | None = None,
+        **privacy: Any,
+    ) -> Path:
         path = self.folder / f"{name}.yaml"
         ok("server", "study", "new", "--home", self.server, "--name", name, "--out", path)
         file = load_yaml(path, StudyFile)
@@ -225,6 +233,7 @@ class Federation:
                 "privacy": file.privacy.model_copy(update=budget),
                 "released_round": budget["rounds"],
                 "timing": timing or file.timing,
+                "protection": UpdateProtection(protection) if protection else file.protection,
             }
         )
         path.write_text(render_study_file(changed))

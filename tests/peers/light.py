@@ -28,7 +28,8 @@ from wardround_common.documents import sha256_digest
 from wardround_common.models import weight_shapes
 from wardround_common.signing import Envelope
 from wardround_common.study import Study, Timing
-from wardround_server.rounds.aggregate import MeanUpdate, apply_update, update_bound
+from wardround_common.updates import segments
+from wardround_server.rounds.aggregate import MeanUpdate, apply_update
 
 NAMES = ("north", "south", "west", "east", "centre")
 WIDTH = 512
@@ -188,7 +189,7 @@ class Light:
         adapter: Mapping[str, Any] = {spec.name: start[spec.name] for spec in layout.trained}
         states: dict[str, bytes | None] = dict.fromkeys(self.sites)
         for round_ in sorted(survivors):
-            mean = MeanUpdate(specs=layout.trained, bound=update_bound(study))
+            mean = MeanUpdate(specs=layout.trained, segments=segments(study, layout.trained), members=len(self.sites))
             for site in self.sites:
                 if self.answered(site, round_):
                     trained = self._trainer(site).train_round(
@@ -250,7 +251,7 @@ class Workshop:
             fed.found()
             light.fed.start("server")
             fed.enrol()
-            fed.propose(**{**LIGHT_PRIVACY, "timing": PATIENT, **options})
+            fed.propose(**{**LIGHT_PRIVACY, "timing": PATIENT, "protection": "hpke", **options})
             fed.approve_all(sites=fed.sites[:-1] if waiting else None)
             assert fed.stop("server") == 0
         finally:
