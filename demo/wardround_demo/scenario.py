@@ -36,7 +36,7 @@ from wardround_common.study_file import StudyFile, render_study_file
 from wardround_demo.chapters import HOSPITALS
 from wardround_demo.folder import Folder
 from wardround_demo.processes import Child, DemoError, Supervisor, free_port
-from wardround_demo.settings import DATASET_NAME, DELTA, EPSILON, STUDY_NAME, UNIT, Plan, study_file
+from wardround_demo.settings import DATASET_NAME, DELTA, EPSILON, EVALUATION, STUDY_NAME, UNIT, Plan, study_file
 from wardround_demo.status import HospitalStatus, ServerStatus, read_hospital, read_server
 
 REVIEWER = "reviewer"
@@ -164,9 +164,10 @@ class Scenario:
             "max_epsilon": EPSILON,
             "max_delta": DELTA,
             "units": (UNIT,),
-            "let_server_see_single_updates": True,
+            "let_server_see_single_updates": False,
             "models": (model,),
             "tasks": (self.plan.form,),
+            "evaluations": (EVALUATION,),
             "datasets": {DATASET_NAME: (ANY_PURPOSE,)},
             "pins": pins,
         }

@@ -37,6 +37,7 @@ _DOING = {
     "training": "trains",
     "sealing": "seals its update",
     "sending": "sends",
+    "opening": "opens the sum",
     "witnessing": "checks the audit trail",
     "done": "done",
     "paused": "paused",

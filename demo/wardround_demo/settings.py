@@ -28,6 +28,7 @@ STUDY_NAME: Name = "demo"
 DATASET_NAME: Name = "icd-10-cm"
 PURPOSE: Line = "Sort ICD-10-CM descriptions into chapters, so that coders of three hospitals find codes faster"
 
+EVALUATION = "public:icd-10-cm-test"
 EPSILON, DELTA = 8.0, 1e-5
 UNIT: Unit = "record"  # ICD-10-CM descriptions have no patients
 COLLUDERS = 1
@@ -174,8 +175,8 @@ def study_file(plan: Plan, *, seed: int) -> StudyFile:
         ),
         privacy=privacy_file(plan),
         optimiser=optimiser_of(plan.rates),
-        protection=UpdateProtection.HPKE,
-        evaluation="public:icd-10-cm-test",
+        protection=UpdateProtection.SECAGG,
+        evaluation=EVALUATION,
         released_round=plan.rounds,
         timing=Timing(round_deadline_s=600.0, max_hours=2.0),
     )
