@@ -10,7 +10,7 @@ import time
 
 import pytest
 from peers.light import Light, Workshop
-from peers.steps import RELEASE, SERVER, SITE
+from peers.steps import MASKED_SERVER, MASKED_SITE, RELEASE, SERVER, SITE
 
 from wardround_common.study import Timing
 
@@ -57,6 +57,37 @@ def test_a_hospital_is_killed_and_comes_back_at_once(shop: Workshop, step: str):
         light.judge()
         assert light.survivors() == WHOLE
         assert light.dropped() == set()
+
+
+MASKED_ALSO = ("while receiving", "before the survivors are stored", "after the outcome is logged")
+MASKED_SITE_ALSO = ("after the plan is pinned", "in training", "after the answer is stored", "before sending")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [*MASKED_SERVER, *MASKED_ALSO])
+def test_the_server_is_killed_in_a_masked_round(shop: Workshop, step: str):
+    """Same survivor set, one opening for each hospital, same sum: bit for bit the mean of the sealed updates."""
+    with shop.light(3, protection="secagg") as light:
+        light.fault("server", step)
+        light.start()
+        light.died("server")
+        light.start()
+        light.finish()
+        light.judge()
+        assert light.survivors() == WHOLE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [*MASKED_SITE, *MASKED_SITE_ALSO])
+def test_a_hospital_is_killed_in_a_masked_round(shop: Workshop, step: str):
+    with shop.light(3, protection="secagg") as light:
+        light.fault("south", step)
+        light.start()
+        light.died("south")
+        light.start()
+        light.finish()
+        light.judge()
+        assert light.survivors() == WHOLE
 
 
 AFTER_DEADLINE = ("before the plan is pinned", "in training", "after the answer is stored", "while sending")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from wardround_common.audit.events import ModelReleased, RoundAggregated, RoundStarted, WitnessQuorum
+from wardround_common.audit.events import ModelReleased, RoundAggregated, RoundStarted, SurvivorsFixed, WitnessQuorum
 from wardround_common.errors import TrainingError
 
 Moment = Literal["before", "after", "inside"]  # inside a generator: when it is asked for its second item
@@ -117,7 +117,30 @@ SITE: dict[str, Step] = {
 }
 """Steps of a round at a hospital, in order."""
 
-ALL = {**SERVER, **RELEASE, **SITE}
+_KEEP = "wardround_server.rounds.masking:Masking.keep"
+_MEMBER = "wardround_common.secagg.member:Member"
+
+
+def _keeps(what: str) -> When:
+    return lambda a, round_: (a[1], a[2]) == (round_, what)
+
+
+MASKED_SERVER: dict[str, Step] = {
+    "before the survivor set is signed": Step("wardround_server.rounds.masked:fix_survivors", "before", _in_round),
+    "after the survivor set is signed and stored": Step(_KEEP, "after", _keeps("set")),
+    "after the survivor set is logged": Step(_APPEND, "after", _logs(SurvivorsFixed)),
+    "after the first opening was stored": Step(_KEEP, "after", _keeps("opening")),
+    "before the sum is opened": Step("wardround_server.rounds.masked:MaskedUpdates._opened", "before", _in_round),
+}
+"""Steps that only a masked round has at the server, between receipt and the survivors' outcome."""
+
+MASKED_SITE: dict[str, Step] = {
+    "before shares are opened": Step(f"{_MEMBER}.open", "before", _in_round),
+    "after shares are opened": Step(f"{_MEMBER}.open", "after", _in_round),
+}
+"""Steps that only a masked round has at a hospital."""
+
+ALL = {**SERVER, **RELEASE, **SITE, **MASKED_SERVER, **MASKED_SITE}
 
 _reached: dict[str, list[tuple[int, Callable[[], None]]]] = {}
 _current = {"round": 0}
