@@ -94,6 +94,7 @@ class StudyRunner(threading.Thread):
             blobs=around.blobs,
             unseal=lambda sealed, round_, site: open_update(sealed, key, update_info(digest, round_, site)),
             sign=lambda document, kind: sign_document(document, kind, around.office.keys.identity),
+            sums=around.office.home.study_folder(study.name) / "sums",
             report=around.board.study,
             stop=self.halt,
             clock=time.monotonic,

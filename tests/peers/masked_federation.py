@@ -269,6 +269,7 @@ class MaskedWorld:
             "blobs": self.blobs,
             "unseal": unseal_plain,
             "sign": lambda document, kind: sign_document(document, kind, self.cast.operator),
+            "sums": self.folder / "sums",
             "report": self.statuses.append,
             "stop": self.stop,
             "clock": self.clock,

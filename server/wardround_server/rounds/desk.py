@@ -103,6 +103,7 @@ class Desk:
     report: Callable[[StudyStatus], None]
     stop: threading.Event
     clock: Callable[[], float]
+    sums: Path | None = None  # where masked rounds are kept for reviewers, if the study says `keep_vectors`
     withdrawn: Callable[[], frozenset[str]] = frozenset  # sites that have left the study
     wall_clock: Callable[[], float] = time.time
     hold: Callable[[], str] = str  # why no new round may begin now, '' for nothing

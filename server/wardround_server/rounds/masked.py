@@ -15,6 +15,9 @@ from wardround_common.errors import VerificationError
 from wardround_common.rounds import BlobRef, RoundAnswer, RoundPlan
 from wardround_common.secagg.coordinator import ParcelBook
 from wardround_common.secagg.documents import MaskedHeader
+from wardround_common.secagg.kept import store_round
+from wardround_common.secagg.recompute import Kept
+from wardround_common.signing import Envelope
 from wardround_common.updates import split
 from wardround_server.rounds.desk import Desk, Entry
 from wardround_server.rounds.gathering import Failure, Gathered, dropped
@@ -65,14 +68,37 @@ class MaskedUpdates:
         return self._opened(s, opening)
 
     def forget(self, round_: int) -> None:
-        """Remove vectors, shares and messages of rounds up to this one."""
+        """Remove vectors, shares and messages of rounds up to this one; keep what the study says must be kept."""
         study = self._desk.study.sha256()
+        self._keep(round_)
         for body in self._state.kept(study, round_, "answer").values():
             header = RoundAnswer.from_bytes(body).header
             self._desk.blobs.remove(MaskedHeader.from_bytes(header.payload_bytes()).vector)
         for body in self._state.kept(study, round_, "parcels").values():
             self._desk.blobs.remove(BlobRef.from_bytes(body))
         self._state.forget(study, round_)
+
+    def _keep(self, round_: int) -> None:
+        """Store an opened round for a reviewer, once, if the study says so."""
+        secagg, folder = self._desk.study.secagg, self._desk.sums
+        m = Masking(desk=self._desk, state=self._state, progress=self._progress)
+        survivors, openings = m.kept(round_, "set").get(""), m.kept(round_, "opening")
+        if secagg is None or not secagg.keep_vectors or folder is None or survivors is None or not openings:
+            return
+        shown, roster = m.fixed(round_, "keys") or (), m.fixed(round_, "roster") or ()
+        answers = {site: RoundAnswer.from_bytes(body).header for site, body in m.kept(round_, "answer").items()}
+        vectors = {site: MaskedHeader.from_bytes(header.payload_bytes()).vector for site, header in answers.items()}
+        refs = {site: BlobRef.from_bytes(body) for site, body in m.kept(round_, "parcels").items() if site in roster}
+        kept = Kept(
+            offers={site: offer for site, offer in m.kept(round_, "offer").items() if site in shown},
+            parcels={site: self._desk.blobs.read(blob) for site, blob in refs.items()},
+            headers=answers,
+            vectors={site: self._desk.blobs.path(blob) for site, blob in vectors.items()},
+            survivors=Envelope.from_bytes(survivors),
+            openings=openings,
+        )
+        plan = next(record.plan for record in self._state.rounds(m.study) if record.plan.round == round_)
+        store_round(folder / str(round_), plan, kept)
 
     def _opened(self, s: MaskedSum, opening: Opening) -> Gathered:
         everyone = frozenset(self._desk.sites)

@@ -70,19 +70,23 @@ def exchange(
     Raises:
         As `require_quorum`.
     """
+    wanted: dict[str, str] = {}
     for attempt in range(MAX_REFRESHES + 1):
-        wanted: dict[str, str] = {}
+        wanted.clear()
+        done: set[str] = set()
         pending = send(grid, desk, kind, f"{round_}.{kind}", content)
-        for site, reply in replies(grid, desk, pending, enough=enough, waiting=waiting):
+        # Sites that want a fresh checkpoint have not answered yet: they must not wait for one that is away.
+        for site, reply in replies(grid, desk, pending, enough=lambda: bool(wanted) or enough(), waiting=waiting):
             nonce = _wanted_nonce(reply) if attempt < MAX_REFRESHES else None
             if nonce is None:
+                done.add(site)
                 yield site, reply
             else:
                 wanted[site] = nonce
         if not wanted:
             return
         refresh(grid, desk, round_, wanted)
-        content = {site: content[site] for site in wanted}
+        content = {site: content[site] for site in content if site not in done}
 
 
 def refresh(grid: Grid, desk: Desk, round_: int, wanted: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 from peers.masked_federation import Handle, Hospital, MaskedWorld
 
+from wardround_common.adapter import encode_tensors
 from wardround_common.audit.events import (
     ClientDropped,
     MaskingRefused,
@@ -19,7 +20,7 @@ from wardround_common.audit.events import (
     WitnessRefused,
 )
 from wardround_common.documents import Document, sha256_digest
-from wardround_common.errors import TrainingError, VerificationError
+from wardround_common.errors import StorageError, TrainingError, VerificationError
 from wardround_common.rounds import (
     EQUIVOCATION_TYPE,
     BlobRef,
@@ -31,7 +32,11 @@ from wardround_common.rounds import (
     Shared,
 )
 from wardround_common.secagg.documents import MASKED_HEADER_TYPE, SURVIVOR_SET_TYPE, MaskedHeader, SurvivorSet
+from wardround_common.secagg.kept import load_round
+from wardround_common.secagg.recompute import opened_mean
 from wardround_common.signing import sign_document
+from wardround_common.updates import secagg_rules, split
+from wardround_server.rounds.aggregate import apply_update
 from wardround_server.rounds.desk import Entry
 from wardround_server.transport.flower import pack, unpack
 
@@ -213,6 +218,16 @@ def test_a_failed_round_keeps_its_number_and_the_next_one_starts_afresh(new_worl
     assert same(final, world.expected({1: everyone, 3: everyone}))
 
 
+def test_a_member_that_is_away_at_the_first_plan_does_not_hold_up_the_fresh_checkpoints(
+    new_world: Callable[..., MaskedWorld],
+):
+    """All others want a checkpoint over their nonces first; nobody of them has answered when the deadline passes."""
+    world = new_world(n=5, rounds=1, deadline_s=20.0)
+    world.peers["eye-clinic"] = silent_when(world.hospitals["eye-clinic"], "train", 1)
+    final = world.run()
+    assert same(final, world.expected({1: tuple(name for name in world.cast.members if name != "eye-clinic")}))
+
+
 # -- members that spoil a round: nobody is named, nothing is released, the study pauses
 
 
@@ -367,3 +382,39 @@ def test_no_hospital_cosigns_a_sum_whose_survivors_the_log_misstates(world: Mask
     assert caught.value.code == "witness-quorum-missing"
     assert len(world.events(WitnessRefused)) == 3
     assert "log-sum-disagrees" in capsys.readouterr().out
+
+
+# -- keep_vectors: a reviewer recomputes the sum
+
+
+def test_a_reviewer_recomputes_every_sum_from_what_was_kept(new_world: Callable[..., MaskedWorld]):
+    world = new_world(n=5, keep_vectors=True, deadline_s=20.0)
+    world.peers["eye-clinic"] = silent_when(world.hospitals["eye-clinic"], "train", 1)
+    world.run()
+    rules, tensors = secagg_rules(world.study, world.layout.trained), dict(world.initial)
+    for event in world.events(RoundAggregated):
+        plan, kept = load_round(world.folder / "sums" / str(event.round))
+        assert plan.adapter.digest == sha256_digest(encode_tensors(tensors))
+        tensors = apply_update(tensors, split(opened_mean(rules, plan, kept), world.layout.trained))
+        assert sha256_digest(encode_tensors(tensors)) == event.adapter, "what the log says"
+    assert [event.round for event in world.events(RoundAggregated)] == [1, 2]
+
+
+def test_a_kept_round_that_was_altered_or_is_incomplete_is_found_out(new_world: Callable[..., MaskedWorld]):
+    world = new_world(keep_vectors=True, rounds=1)
+    world.run()
+    rules, folder = secagg_rules(world.study, world.layout.trained), world.folder / "sums" / "1"
+    vector = folder / "vectors" / "general"
+    data = vector.read_bytes()
+    vector.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(VerificationError, match="masked vector of general"):
+        opened_mean(rules, *load_round(folder))
+    (folder / "plan.json").unlink()
+    with pytest.raises(StorageError) as caught:
+        load_round(folder)
+    assert caught.value.code == "kept-round-unreadable"
+
+
+def test_nothing_is_kept_unless_the_study_says_so(world: MaskedWorld):
+    world.run()
+    assert not (world.folder / "sums").exists()
