@@ -7,6 +7,7 @@ Rules (docs/spec/identity.md, "On every call").
 gRPC has verified before that our authority issued it and that it is in its validity.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 
 import grpc
@@ -30,11 +31,24 @@ def server_credentials(current: Callable[[], tuple[bytes, bytes]], authority: by
             certificate is used without a restart.
         authority: PEM certificate of the only authority that is trusted.
     """
+    given, lock = current(), threading.Lock()
 
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([current()], authority)
+    def configuration(pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([pair], authority)
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, require_client_authentication=True)
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        # None for "as before": gRPC replaces its handshakers under those that are at work when it is given another
+        # configuration, and now and then the whole process dies of it (grpcio 1.85.1: after a thousand handshakes).
+        nonlocal given
+        with lock:
+            now = current()
+            if now == given:
+                return None
+            given = now
+        return configuration(now)
+
+    first = configuration(given)
+    return grpc.dynamic_ssl_server_credentials(first, changed, require_client_authentication=True)  # type: ignore[arg-type]
 
 
 def require_tls13(context: AuthContext) -> None:
