@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wardround_common.documents import Document
-from wardround_common.secagg.shamir import MAX_POINTS
 
 RingName = Literal["u32", "u16"]
+
+MAX_POINTS = 255
+"""Non-zero points of GF(2^8): more members than that cannot hold shares of one secret. Kept here, since a reviewer's
+tool reads studies and needs no array library for that."""
 
 BITS: dict[RingName, int] = {"u32": 32, "u16": 16}
 

@@ -20,10 +20,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+from wardround_common.secagg.rules import MAX_POINTS
 
-MAX_POINTS = 255
-"""Non-zero elements of the field."""
+Bytes = NDArray[np.uint8]
 
 
 def split(secret: Bytes, *, threshold: int, points: tuple[int, ...], random: Callable[[int], bytes]) -> Bytes:
