@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks._flower import empty_rounds
 from benchmarks.harness import Figure, Options, at_most, main, median
@@ -48,9 +49,9 @@ def empty(options: Options, folder: Path) -> Iterator[Figure]:
     """Compare empty rounds with stock Flower's, and time ten hospitals."""
     rounds = options.size(40, 6)
     with lights.workshop(_made(folder / "small")) as shop:
-        ours = _round_times(shop, 3, rounds)
+        ours = round_times(shop, 3, rounds)
         flower = empty_rounds(_made(folder / "flower"), nodes=3, rounds=options.size(5, 2))
-        ours += _round_times(shop, 3, rounds)  # before and after: other load hits both
+        ours += round_times(shop, 3, rounds)  # before and after: other load hits both
         yield median("empty round, 3 hospitals, mTLS", ours, "s", note="whole rounds, log and cosignatures included")
         yield median(
             "empty round, 3 nodes, stock Flower SuperLink", flower, "s", note="flwr 1.41.0, TLS, default polling"
@@ -61,13 +62,13 @@ def empty(options: Options, folder: Path) -> Iterator[Figure]:
             unit="×",
             bar=at_most(1 / 20),
         )
-        ten = _round_times(shop, 10, rounds)
+        ten = round_times(shop, 10, rounds)
         yield median("empty round, 10 hospitals", ten, "s", bar=at_most(0.5))
 
 
-def _round_times(shop: lights.Workshop, sites: int, rounds: int) -> list[float]:
+def round_times(shop: lights.Workshop, sites: int, rounds: int, **study: Any) -> list[float]:
     """Return the seconds between sealed rounds of one study; the first round, which opens the study, is left out."""
-    with shop.light(sites, rounds=rounds + 1) as light:
+    with shop.light(sites, rounds=rounds + 1, **study) as light:
         marks = light.fed.folder / "marks"
         light.options["server"] = {"marks": str(marks)}
         light.start()

@@ -59,7 +59,7 @@ class MeanUpdate:
                     next_step="the site is excluded from this round; ask it to check its installation",
                 )
         encoded = self._point.encode(join(tensors, self._specs))
-        self._total = encoded if self._total is None else self._total + encoded
+        self._total = encoded if self._total is None else np.add(self._total, encoded, out=self._total)
         self.count += 1
 
     def value(self) -> dict[str, npt.NDArray[np.float32]]:
