@@ -4,7 +4,6 @@ The operator runs the honest code as far as it helps and then lies. Expected res
 """
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from flwr.serverapp import Grid
 from peers.masked_federation import NAMES, MaskedWorld
 from peers.ward import Ward, running
 
-from wardround_client.transport.worker import Worker
 from wardround_common.adapter import encode_tensors
 from wardround_common.audit.events import AttackReported, ClientDropped, RoundFailed
 from wardround_common.documents import Document, canonical_json
@@ -154,25 +152,11 @@ class Operator:
 
 
 @pytest.fixture(params=["memory", pytest.param("grpc", marks=pytest.mark.slow)])
-def operator(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Operator]]:
+def operator(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
     """Return a maker of worlds whose hospitals are asked in memory, or over gRPC by the real server."""
-    monkeypatch.setattr(Worker, "_transfer", _one_at_a_time(Worker._transfer))
     with ExitStack() as stack:
         made = _over_grpc if request.param == "grpc" else _in_memory
         yield lambda **options: made(stack, tmp_path, {"n": 5, "rounds": 2, **options})
-
-
-def _one_at_a_time(transfer: Callable[..., None]) -> Callable[..., None]:
-    """Five hospitals in one process open and close five blocking channels at once, which gRPC's core aborts on."""
-    lock = threading.Lock()
-
-    def locked(worker: Worker, work: Callable[..., None]) -> None:
-        with lock:
-            transfer(worker, work)
-
-    return locked
 
 
 def _in_memory(stack: ExitStack, folder: Path, options: dict[str, Any]) -> Operator:
