@@ -124,6 +124,7 @@ def many(options: Options, folder: Path) -> Iterator[Figure]:
         light.options["server"] = {"marks": str(marks)}
         light.fed.start("server")
         server = light.fed.processes["server"]
+        time.sleep(5)  # it has started
         alone = _cpu_share(server.pid, idle_s)
         light.start_together()
         light.fed.wait(lambda: _count(marks, "opened") >= count, "everybody to connect", 300)
