@@ -3,6 +3,3 @@
 Start with `session` (work in, answers out, for ever) and `connection` (address, certificates,
 proxy); `calls` are the blocking ones, `blobs` moves files. docs/spec/wire.md is the protocol.
 """
-
-# Before grpc or flwr is imported by any module of this package.
-from wardround_common.wire import settings as settings

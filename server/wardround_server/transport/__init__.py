@@ -3,6 +3,3 @@
 Start with `grid` (what a strategy sees) and `hub` (the bridge between the strategy's thread and the
 network's); `service` speaks the protocol of docs/spec/wire.md, `serve` starts and stops it.
 """
-
-# Before grpc or flwr is imported by any module of this package.
-from wardround_common.wire import settings as settings
