@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
 from wardround_common.errors import ConfigError, EnrolmentError, StorageError, TransportError, VerificationError
+from wardround_common.files import write_durably
 from wardround_common.identity.address import Address
 from wardround_common.identity.authority import (
     certificate_digest,
@@ -51,7 +52,6 @@ from wardround_common.identity.keys import (
     new_transport_key,
     read_file,
     read_private,
-    replace_public,
     write_private,
     write_private_key,
     write_public_key,
@@ -237,9 +237,9 @@ class _Attempt:
         )
 
     def _write_received(self, certificate: x509.Certificate, operator: Envelope) -> None:
-        replace_public(self.staging / "keys" / "transport.pem", certificate_pem(certificate))
-        replace_public(self.staging / "keys" / "ca.pem", self.invite.authority.encode())
-        replace_public(self.staging / "operator.json", operator.to_bytes())
+        write_durably(self.staging / "keys" / "transport.pem", certificate_pem(certificate))
+        write_durably(self.staging / "keys" / "ca.pem", self.invite.authority.encode())
+        write_durably(self.staging / "operator.json", operator.to_bytes())
 
     def _make_approver(self, approver_key: Path) -> None:
         """Step 5; a key that an interrupted attempt of ours made is kept."""
@@ -258,11 +258,11 @@ class _Attempt:
             (self.home / "keys").mkdir(mode=0o700, exist_ok=True)
             approver = () if self.approver_key is None else ("approver.pub",)
             for name in ("operator.json", *approver, "keys/ca.pem", "keys/identity.pub"):
-                replace_public(self.home / name, read_file(self.staging / name))
+                write_durably(self.home / name, read_file(self.staging / name))
             for name in ("keys/identity.key", "keys/transport.key"):
                 (self.home / name).unlink(missing_ok=True)
                 write_private(self.home / name, read_private(self.staging / name))
-            replace_public(self.home / "keys/transport.pem", read_file(self.staging / "keys/transport.pem"))
+            write_durably(self.home / "keys/transport.pem", read_file(self.staging / "keys/transport.pem"))
         except OSError as error:
             raise _home_unusable(self.home, error) from None
         self._discard()

@@ -19,7 +19,7 @@ from wardround_client.home import Home
 from wardround_common.config import load_yaml
 from wardround_common.errors import VerificationError
 from wardround_common.files import write_durably
-from wardround_common.identity.keys import load_identity_key, load_public_key, replace_public
+from wardround_common.identity.keys import load_identity_key, load_public_key
 from wardround_common.policy import POLICY_TYPE, Policy, open_policy, policy_not_signed
 from wardround_common.policy_file import render_policy
 from wardround_common.signing import Envelope, public_key_text, sign_document
@@ -81,5 +81,5 @@ def hand_over(home: Home, *, old_key: Path | None, new_key: Path) -> Policy:
     # The signature first disappears: a crash in between leaves a policy that counts for nothing.
     home.policy_signature.unlink(missing_ok=True)
     write_durably(home.policy, render_policy(changed).encode())
-    replace_public(home.approver, new.encode() + b"\n")
+    write_durably(home.approver, new.encode() + b"\n")
     return sign_policy(home, new_key)

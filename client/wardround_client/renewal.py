@@ -27,6 +27,7 @@ from wardround_client.enrolment import operator_binding
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
 from wardround_common.errors import VerificationError
+from wardround_common.files import sync_folder, write_durably
 from wardround_common.identity.authority import (
     certificate_digest,
     certificate_pem,
@@ -39,12 +40,10 @@ from wardround_common.identity.authority import (
 )
 from wardround_common.identity.binding import Binding, bind_site, open_operator_binding
 from wardround_common.identity.keys import (
-    flush_folder,
     load_identity_key,
     load_transport_key,
     new_transport_key,
     read_file,
-    replace_public,
     write_private_key,
 )
 from wardround_common.signing import Envelope
@@ -109,7 +108,7 @@ def use_own_certificate(
 
 def _replace(home: Path, certificate: x509.Certificate) -> None:
     """Step 4."""
-    replace_public(home / "keys" / "transport.pem.new", certificate_pem(certificate))
+    write_durably(home / "keys" / "transport.pem.new", certificate_pem(certificate))
     finish(home / "keys")
 
 
@@ -126,7 +125,7 @@ def finish(keys: Path) -> None:
     if (keys / "transport.key.new").exists():
         (keys / "transport.key.new").replace(keys / "transport.key")
     (keys / "transport.pem.new").replace(keys / "transport.pem")
-    flush_folder(keys)
+    sync_folder(keys)
 
 
 def _ask(
@@ -175,8 +174,8 @@ def _authorities(home: Path, signed: Envelope, offered: tuple[x509.Certificate, 
     trusted = (found[named], *keep)
     bundle = b"".join(certificate_pem(certificate) for certificate in trusted)
     if bundle != read_file(home / "keys" / "ca.pem"):
-        replace_public(home / "keys" / "ca.pem", bundle)
-        replace_public(home / "operator.json", signed.to_bytes())
+        write_durably(home / "keys" / "ca.pem", bundle)
+        write_durably(home / "operator.json", signed.to_bytes())
     return trusted
 
 

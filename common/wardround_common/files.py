@@ -1,12 +1,14 @@
 """Writing small files so that a crash leaves the old content or the new, never a mixture.
 
 Rules. Write aside, fsync, rename, fsync the folder; on any failure the old file is untouched and
-nothing is left aside. Files that hold secrets are created with mode 0600 from the start.
+nothing is left aside. Files that hold secrets are created with mode 0600 from the start. Threads and
+processes that write the same file do not disturb each other: the last one to finish wins.
 
     >>> write_durably(Path("state.json"), b"{}")  # doctest: +SKIP
 """
 
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +26,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def write_parts(path: Path, parts: Iterable[bytes], *, mode: int = 0o644) -> None:
     """Replace `path` durably by `parts`, which are written as they come; see `write_durably`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    aside = path.with_name(f".{path.name}.{os.getpid()}{threading.get_native_id()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

@@ -16,17 +16,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround_common.errors import ConfigError
+from wardround_common.files import sync_folder, write_durably
 from wardround_common.identity.address import Address
 from wardround_common.identity.authority import Authority, certificate_pem, is_issued_by, parse_certificate
 from wardround_common.identity.keys import (
-    flush_folder,
     load_identity_key,
     load_transport_key,
     new_identity_key,
     new_transport_key,
     private_pem,
     read_file,
-    replace_public,
     write_private_key,
     write_public,
     write_public_key,
@@ -95,7 +94,7 @@ class ServerKeys:
         ours = is_issued_by(self.certificate, self.authority.certificate)
         if ours and left_s > min(RENEW_BEFORE_DAYS, days / 3) * 86_400 and same_names and same_key:
             return self
-        replace_public(folder / "server.pem", certificate_pem(fresh))
+        write_durably(folder / "server.pem", certificate_pem(fresh))
         return replace(self, certificate=fresh)
 
     def begin_roll(self, folder: Path, *, name: str, now: float) -> "ServerKeys":
@@ -172,7 +171,7 @@ def _complete_roll(folder: Path) -> None:
     """Move the next authority's certificate after its key, also after a crash between the two."""
     if (folder / "ca-next.pem").exists() and not (folder / "ca-next.key").exists():
         (folder / "ca-next.pem").replace(folder / "ca.pem")
-        flush_folder(folder)
+        sync_folder(folder)
 
 
 def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:

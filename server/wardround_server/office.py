@@ -88,7 +88,7 @@ class Office:
         """Everybody who can read the audit trail."""
         return tuple(Reviewer(name=name, recipient=key) for name, key in sorted(self.config.reviewers.items()))
 
-    @property
+    @cached_property
     def shelf(self) -> StudyShelf:
         """The studies of this home."""
         return StudyShelf(home=self.home, registry=self.registry, operator=self.identity)

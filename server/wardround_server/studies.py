@@ -6,10 +6,15 @@ Rules.
 - A stored study that no longer verifies is offered to nobody and run by nobody; the others are.
 - A co-signature counts only if it is the caller's own, over exactly the stored bytes; it is durable
   and queued for the audit log before the call is answered.
+- An event is queued before the file that it speaks of is written: a crash between the two leaves an
+  event that is queued again on the next try, never a study or signature that the log does not know.
+- Signatures are added one at a time (one shelf per process, one serving process per home): members
+  that approve in the same moment are all kept.
 Not done here: whether the members of a study are enrolled (propose checks that), transport.
 """
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 from wardround_common.audit.events import StudyApproved, StudyCreated
 from wardround_common.errors import ConfigError, VerificationError
@@ -51,6 +56,7 @@ class StudyShelf:
     home: Home
     registry: Registry
     operator: str
+    _adding: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def require_new(self, name: str) -> None:
         """Return if no study is called `name`.
@@ -71,9 +77,9 @@ class StudyShelf:
         Raises:
             StorageError: it could not be written.
         """
-        write_durably(self.home.study(proposal.study.name), proposal.envelope.to_bytes())
         event = StudyCreated(study=proposal.study.sha256(), envelope=proposal.envelope)
         self.registry.queue_event(event, {member.name for member in proposal.study.cohort.members})
+        write_durably(self.home.study(proposal.study.name), proposal.envelope.to_bytes())
 
     def unlogged(self) -> frozenset[str]:
         """Return the digests of the studies that have events which are not in the audit log yet."""
@@ -137,19 +143,19 @@ class StudyShelf:
         """
         offered = Envelope.from_bytes(data)
         study = Study.from_bytes(offered.payload_bytes())
-        stored = self._concerning(site, study.sha256())
-        identity = stored.study.member(site).identity
+        identity = self._concerning(site, study.sha256()).study.member(site).identity
         open_envelope(offered, STUDY_TYPE, [parse_public_key(identity)])
-        if stored.signed_by(identity):
-            return stored.envelope.to_bytes()
         signature = next(s for s in offered.signatures if s.keyid == fingerprint(identity))
-        return self._add_signature(stored, site, signature).to_bytes()
+        with self._adding:
+            return self._add_signature(self.get(study.sha256()), site, signature).to_bytes()
 
     def _add_signature(self, stored: Proposal, site: str, signature: Signature) -> Envelope:
-        envelope = stored.envelope.model_copy(update={"signatures": (*stored.envelope.signatures, signature)})
-        write_durably(self.home.study(stored.study.name), envelope.to_bytes())
+        if stored.signed_by(stored.study.member(site).identity):
+            return stored.envelope
         event = StudyApproved(study=stored.study.sha256(), site=site, signature=signature)
         self.registry.queue_event(event, {member.name for member in stored.study.cohort.members})
+        envelope = stored.envelope.model_copy(update={"signatures": (*stored.envelope.signatures, signature)})
+        write_durably(self.home.study(stored.study.name), envelope.to_bytes())
         return envelope
 
     def _concerning(self, site: str, reference: str) -> Proposal:

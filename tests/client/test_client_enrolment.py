@@ -268,7 +268,7 @@ def test_a_failure_at_any_write_can_be_repeated(scene, ward, monkeypatch, step):
 
         return write
 
-    for name in ("write_private_key", "write_public_key", "replace_public", "write_private"):
+    for name in ("write_private_key", "write_public_key", "write_durably", "write_private"):
         monkeypatch.setattr(enrolment, name, failing(name))
     assert scene.refused(StorageError) == "file-not-writable"
     assert "transport.pem" not in [p.name for p in (scene.home / "keys").glob("*")]

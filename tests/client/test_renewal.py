@@ -98,7 +98,7 @@ def test_a_crash_at_any_moment_leaves_a_working_home(ward, site, due, monkeypatc
     if moment == "before the reply":
         monkeypatch.setattr(Calls, "enrol", cut)
     elif moment == "before storing":
-        monkeypatch.setattr(renewal, "replace_public", crash)
+        monkeypatch.setattr(renewal, "write_durably", crash)
     else:
 
         def half(keys):

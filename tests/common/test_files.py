@@ -2,6 +2,8 @@
 
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,4 +41,21 @@ def test_a_failure_leaves_the_old_content_and_nothing_aside(
     monkeypatch.undo()
     assert caught.value.code == "file-not-written"
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_threads_that_write_one_file_at_once_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, all_inside = tmp_path / "state.json", os.fsync, threading.Barrier(3, timeout=10)
+
+    def meet(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            all_inside.wait()
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", meet)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda data: write_durably(path, data), [b"a" * 10, b"b" * 10, b"c" * 10]))
+    assert path.read_bytes() in {b"a" * 10, b"b" * 10, b"c" * 10}
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]

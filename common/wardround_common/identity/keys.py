@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import ConfigError, StorageError, VerificationError
+from wardround_common.files import sync_folder
 from wardround_common.signing import parse_public_key, public_key_text
 
 MAX_KEY_FILE_BYTES = 64 * 1024
@@ -95,19 +96,6 @@ def write_public(path: Path, data: bytes) -> None:
     _create(path, data, 0o644)
 
 
-def replace_public(path: Path, data: bytes) -> None:
-    """Replace `path` (mode 0644) in one step: readers see the old or the new content.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    write_public(temporary, data)
-    temporary.replace(path)
-    flush_folder(path.parent)
-
-
 def read_file(path: Path) -> bytes:
     """Return the bytes of a small file that holds no secret (a certificate, a public key).
 
@@ -170,15 +158,6 @@ def load_public_key(path: Path) -> str:
         raise _malformed(path, "a public key (ed25519:…)") from None
 
 
-def flush_folder(folder: Path) -> None:
-    """Make created, renamed and removed entries of `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _load(path: Path) -> object:
     data = read_private(path)
     try:
@@ -218,7 +197,7 @@ def _create(path: Path, data: bytes, mode: int) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        flush_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise StorageError(
             "file-exists", f"{path} exists already and is not overwritten", next_step="choose another path, or move it"

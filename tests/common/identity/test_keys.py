@@ -105,12 +105,6 @@ def test_public_key_files(tmp_path):
     assert keys.load_public_key(tmp_path / "p") == public_key_text(key.public_key())
 
 
-def test_replace_public_replaces(tmp_path):
-    keys.write_public(tmp_path / "c", b"old")
-    keys.replace_public(tmp_path / "c", b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("c", b"new")]
-
-
 def test_node_ids_fit_63_bits_and_differ():
     # SHA-256 of 32 zero bytes begins 66687aadf862bd77 (NIST's published value for that input).
     ids = {keys.node_id(public_key_text(keys.new_identity_key().public_key())) for _ in range(50)}
