@@ -144,8 +144,9 @@ def forks(scene: Scene, folder: Path, count: int, seed: int) -> Iterator[tuple[s
 
 
 def _contradict(log: AuditLog, what: str, behind: int) -> None:
-    if what != "roll-back":
-        log.append([started()] * (behind - 1 if what == "same size" else behind + 20))
+    more = {"roll-back": 0, "same size": behind - 1}.get(what, behind + 20)  # opening it again logged one event
+    if more:
+        log.append([started()] * more)
 
 
 def _refuses(old: Scene, log: AuditLog, site: str, known: Scene, what: str) -> bool:
