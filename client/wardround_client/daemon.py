@@ -23,12 +23,13 @@ from wardround_client.ending import is_ended, send_withdrawals, waiting_withdraw
 from wardround_client.gate import Gate
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.openstudy import Training
 from wardround_client.policies import load_policy
 from wardround_client.presence import require_running
 from wardround_client.private_files import require_private_home
 from wardround_client.renewal import renew_if_due
 from wardround_client.status import StatusBoard
-from wardround_client.studies import SiteStudies, Training
+from wardround_client.studies import SiteStudies
 from wardround_client.transport.calls import Calls
 from wardround_client.transport.connection import Connection
 from wardround_client.transport.session import Session, SessionState

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from wardround_common.audit.derive import derive
 from wardround_common.audit.note import Checkpoint, log_key_of, open_checkpoint, sign_checkpoint
 from wardround_common.audit.reader import LogFolder, altered
 from wardround_common.audit.tiles import (
@@ -29,7 +30,6 @@ from wardround_common.audit.tiles import (
     partial_names,
     tree_root,
 )
-from wardround_common.audit.verify import derive
 from wardround_server.auditfiles import TEMPORARY, Files, publish
 
 MAX_BATCH = 4_096

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from wardround_client import cli
+from wardround_client.openstudy import Training, torch_trainer
 from wardround_client.randomness import KeystreamRandomness, new_round_seed
-from wardround_client.studies import Training, torch_trainer
 
 
 def test_stream_is_aes_256_ctr():
@@ -116,4 +116,4 @@ def test_the_daemon_draws_its_seeds_from_the_operating_system_and_trains_with_to
 def test_nothing_else_in_the_package_names_another_trainer_or_seed():
     package = Path(cli.__file__).parent
     told = {p.name for p in package.rglob("*.py") if re.search(r"\bTraining\(|new_seed=", p.read_text())}
-    assert told == {"daemon.py", "studies.py"}
+    assert told == {"daemon.py", "opening.py", "studies.py"}

@@ -8,8 +8,8 @@ from peers.studies import Cast, make_adapter, make_study, study_task
 from wardround_client.config import ClientConfig, Dataset
 from wardround_client.gate import load_policy_approval
 from wardround_client.home import Home
+from wardround_client.opening import _require_initial
 from wardround_client.site_data import load_site_texts
-from wardround_client.studies import _require_initial
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import ConfigError, StorageError, VerificationError
 

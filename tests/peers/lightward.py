@@ -26,9 +26,9 @@ from wardround_client.config import load
 from wardround_client.daemon import open_site, run_daemon
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.openstudy import Training
 from wardround_client.randomness import KeystreamRandomness, Randomness
 from wardround_client.rounds import Trained
-from wardround_client.studies import Training
 from wardround_client.transport.connection import Connection
 from wardround_common import cli
 from wardround_common.logging import configure_logging

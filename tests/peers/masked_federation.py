@@ -24,10 +24,11 @@ from wardround_client.config import ClientConfig
 from wardround_client.gate import Gate
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
+from wardround_client.openstudy import OpenStudy
 from wardround_client.randomness import new_round_seed
 from wardround_client.rounds import Rounds
 from wardround_client.status import StatusBoard
-from wardround_client.studies import OpenStudy, SiteStudies
+from wardround_client.studies import SiteStudies
 from wardround_client.vault import Vault
 from wardround_common.adapter import encode_tensors, initial_tensors
 from wardround_common.audit.events import ModelReleased, ServerStarted
@@ -112,7 +113,7 @@ class Hospital:
         )
         # What the hospital's screen shows costs half a second of pricing each time; it has its own tests.
         self.studies._show = lambda *_, **__: None  # type: ignore[method-assign]
-        masking = self.studies._masking(study, layout) if study.secagg else None
+        masking = self.studies.opener.masking(study, layout) if study.secagg else None
         digest = study.sha256()
         rounds = Rounds(
             site=self.name,
@@ -121,7 +122,7 @@ class Hospital:
             gate=gate,
             ledger=self.ledger,
             vault=self.studies.vault,
-            protection=self.studies._protection(study, layout, masking),
+            protection=self.studies.opener.protection(study, layout, masking),
             key=self.key,
             new_seed=new_round_seed,
             phase=lambda phase, round_: None,

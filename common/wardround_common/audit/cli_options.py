@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from wardround_common.audit.derive import Progress
 from wardround_common.audit.heads import load_heads
 from wardround_common.audit.reader import LogFolder, claimed_size
 from wardround_common.audit.tiles import TILE_WIDTH
 from wardround_common.audit.trust import Trust
-from wardround_common.audit.verify import LastSeen, LogReport, Progress, verify_log
+from wardround_common.audit.verify import LastSeen, LogReport, verify_log
 from wardround_common.errors import ConfigError, WardroundError
 from wardround_common.output import Output, progress
 
