@@ -140,11 +140,14 @@ class Scenario:
     def agree(self) -> None:
         """Write policies, propose the study, and let the three responsible people approve it."""
         model = model_digest(locate_model(self.plan.model, offline=True))
-        for name in HOSPITALS:
-            self._edit_policy(name, model)
-            self._edit_client(name)
+        self.children.together([partial(self._decide, name, model) for name in HOSPITALS])
         self._propose()
         self.children.together([partial(self._approve, name) for name in HOSPITALS])
+
+    def _decide(self, name: str, model: str) -> None:
+        """What the people of one hospital do before a study comes: a signed policy, and where the texts lie."""
+        self._edit_policy(name, model)
+        self._edit_client(name)
 
     def _edit_policy(self, name: str, model: str) -> None:
         """Pin the others' keys and allow what the people of this hospital decided to allow."""

@@ -71,7 +71,7 @@ def test_policies_pin_what_people_compared_and_keep_their_comments(agreed):
     assert policy.pins.members == agreed.identities
     assert policy.pins.reviewers == {"reviewer": agreed.recipient}
     assert policy.units == ("record",)
-    assert policy.let_server_see_single_updates
+    assert not policy.let_server_see_single_updates, "the study masks its updates"
     assert len(policy.models) == 1
     assert "# Budget over all studies together" in path.read_text()
 

@@ -137,7 +137,7 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> f
     def cost(grid_point: int) -> float:
         noise = grid_point / _DECIMALS
         composition = Composition(unit="record", adjacency="add-or-remove-one", steps={(sample_rate, noise): steps})
-        upper = epsilon_rdp(require_priceable(composition), delta).epsilon
+        upper = renyi_epsilon(require_priceable(composition), delta)  # the quick bound: a dozen costs are asked for
         return upper if upper > MAX_EPSILON else _epsilon_pld(composition, delta, upper)
 
     target = math.floor(epsilon * _DECIMALS + 1e-9) / _DECIMALS  # prices are rounded up
