@@ -174,15 +174,6 @@ class StudyApproved(_Event):
     signature: Signature  # over the study of `study.created`
 
 
-class StudyRejected(_Event):
-    """A member said, signed, that it will not take part in the study of `study.created`."""
-
-    kind: Literal["study.rejected"] = "study.rejected"
-    study: Digest
-    site: Name
-    envelope: Envelope
-
-
 class RoundStarted(_Event):
     """The server pinned a round's plan."""
 
@@ -377,7 +368,6 @@ Event = (
     | StudyApproved
     | StudyAborted
     | ClientWithdrawn
-    | StudyRejected
     | RoundStarted
     | UpdateReceived
     | PrivacySpent
