@@ -97,7 +97,7 @@ def large(options: Options, folder: Path) -> Iterator[Figure]:
         light.start()
         light.fed.wait(lambda: _count(marks, "sealed 1") > 0, "the round", 600)
         peak = _memory(process.pid, "VmHWM")
-    one_sum = 8 * light.study.adapter.parameters / MIB
+    one_sum = 4 * light.study.adapter.parameters / MIB  # 32-bit ring elements
     size = 4 * light.study.adapter.parameters / 1e6
     yield Figure(name="server's memory in that round", value=peak - before, unit="MiB", note=f"{size:.0f} MB updates")
     yield Figure(

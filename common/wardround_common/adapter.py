@@ -18,10 +18,11 @@ Byte format and the generator of the first values: docs/spec/adapter.md.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -132,21 +133,47 @@ def decode_tensors(data: bytes, specs: tuple[TensorSpec, ...]) -> Tensors:
     Raises:
         VerificationError: other names or shapes, another length or encoding, NaN or infinity.
     """
+    values = np.concatenate([np.empty(0, np.float32), *read_values([data], specs)])
     specs = _sorted(specs)
-    header = _header(specs)
-    if not data.startswith(header):
-        _refuse_header(data, specs)
-    if len(data) != len(header) + 4 * sum(spec.size for spec in specs):
-        _refuse_malformed(f"{len(data)} bytes do not hold {sum(spec.size for spec in specs)} values")
-    values = np.frombuffer(data, "<f4", offset=len(header)).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise VerificationError(
-            "update-not-finite",
-            "tensors hold NaN or infinity",
-            next_step="the sender's training went wrong: its local log says more",
-        )
     cuts = np.cumsum([spec.size for spec in specs])[:-1]
     return {spec.name: part.reshape(spec.shape) for spec, part in zip(specs, np.split(values, cuts), strict=True)}
+
+
+def read_values(pieces: Iterable[bytes], specs: tuple[TensorSpec, ...]) -> Iterator[NDArray[np.float32]]:
+    """Yield the values in an encoding that comes in pieces, in its order (names sorted), as float32 [values].
+
+    Raises:
+        VerificationError: as `decode_tensors`; a wrong length only at the end.
+    """
+    header, size = _header(_sorted(specs)), sum(spec.size for spec in specs)
+    source, rest, found = iter(pieces), b"", 0
+    while len(rest) < len(header) and (piece := next(source, None)) is not None:
+        rest += piece
+    if not rest.startswith(header):
+        _refuse_header(rest, _sorted(specs))
+    rest = rest[len(header) :]
+    for piece in itertools.chain([b""], source):
+        rest += piece
+        values = np.frombuffer(rest, "<f4", count=len(rest) // 4).astype(np.float32, copy=False)
+        rest, found = rest[4 * values.size :], found + values.size
+        if found > size:
+            break
+        if not np.isfinite(values).all():
+            raise VerificationError(
+                "update-not-finite",
+                "tensors hold NaN or infinity",
+                next_step="the sender's training went wrong: its local log says more",
+            )
+        yield values
+    if found != size or rest:
+        _refuse_malformed(f"its length does not fit {size} values")
+
+
+def write_values(pieces: Iterable[NDArray[np.float32]], specs: tuple[TensorSpec, ...]) -> Iterator[bytes]:
+    """Yield the encoding of values that come in its order, in pieces; the inverse of `read_values`."""
+    yield _header(_sorted(specs))
+    for values in pieces:
+        yield np.ascontiguousarray(values, "<f4").tobytes()
 
 
 def peft_config(adapter: Adapter, source: str, task: Task) -> dict[str, Any]:

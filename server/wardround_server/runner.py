@@ -92,7 +92,7 @@ class StudyRunner(threading.Thread):
             nodes={member.name: node_id(member.identity) for member in study.cohort.members},
             audit=around.audit,
             blobs=around.blobs,
-            unseal=lambda sealed, round_, site: open_update(sealed, key, update_info(digest, round_, site)),
+            unseal=lambda source, round_, site: open_update(source, key, update_info(digest, round_, site)),
             sign=lambda document, kind: sign_document(document, kind, around.office.keys.identity),
             sums=around.office.home.study_folder(study.name) / "sums",
             report=around.board.study,

@@ -1,5 +1,9 @@
 """Honest answers to a round plan, and the parts to forge others from."""
 
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
 import numpy as np
 from peers.studies import Cast
 
@@ -17,7 +21,8 @@ class MemoryBlobs:
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
 
-    def put(self, data: bytes) -> BlobRef:
+    def put(self, data: bytes | Iterable[bytes]) -> BlobRef:
+        data = data if isinstance(data, bytes) else b"".join(data)
         ref = BlobRef(digest=sha256_digest(data), length=len(data))
         self.held[ref.digest] = data
         return ref
@@ -25,18 +30,22 @@ class MemoryBlobs:
     def read(self, blob: BlobRef) -> bytes:
         return self.held[blob.digest]
 
+    def open(self, blob: BlobRef) -> BinaryIO:
+        return io.BytesIO(self.held[blob.digest])
+
     def remove(self, blob: BlobRef) -> None:
         self.held.pop(blob.digest, None)
 
 
-def unseal_plain(sealed: bytes, round_: int, site: str) -> bytes:
+def unseal_plain(source: Callable[[], BinaryIO], round_: int, site: str) -> Callable[[], Iterator[bytes]]:
     """The envelope's tests cover encryption; here "sealed" is the plaintext behind its context."""
     prefix = f"{round_}/{site}:".encode()
+    sealed = source().read()
     if not sealed.startswith(prefix):
         from wardround_common.errors import VerificationError
 
         raise VerificationError("sealed-update-unreadable", "wrong context", next_step="-")
-    return sealed[len(prefix) :]
+    return lambda: iter([sealed[len(prefix) :]])
 
 
 def seal_plain(plaintext: bytes, round_: int, site: str) -> bytes:

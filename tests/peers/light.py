@@ -5,6 +5,7 @@ an undisturbed one bit for bit: `expected_adapter` computes the released adapter
 """
 
 import contextlib
+import io
 import json
 import shutil
 import signal
@@ -23,12 +24,12 @@ from wardround_client import config as client_config
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.randomness import KeystreamRandomness
-from wardround_common.adapter import adapter_layout, encode_tensors, initial_tensors
+from wardround_common.adapter import adapter_layout, decode_tensors, encode_tensors, initial_tensors
 from wardround_common.documents import sha256_digest
 from wardround_common.models import weight_shapes
 from wardround_common.signing import Envelope
 from wardround_common.study import Study, Timing
-from wardround_common.updates import segments
+from wardround_common.updates import join, segments
 from wardround_server.rounds.aggregate import MeanUpdate, apply_update
 
 NAMES = ("north", "south", "west", "east", "centre")
@@ -189,7 +190,7 @@ class Light:
         adapter: Mapping[str, Any] = {spec.name: start[spec.name] for spec in layout.trained}
         states: dict[str, bytes | None] = dict.fromkeys(self.sites)
         for round_ in sorted(survivors):
-            mean = MeanUpdate(specs=layout.trained, segments=segments(study, layout.trained), members=len(self.sites))
+            mean = MeanUpdate(segments(study, layout.trained), members=len(self.sites))
             for site in self.sites:
                 if self.answered(site, round_):
                     trained = self._trainer(site).train_round(
@@ -197,8 +198,10 @@ class Light:
                     )
                     states[site] = trained.optimiser_state
                     if site in survivors[round_]:
-                        mean.add(trained.delta)
-            adapter = apply_update(adapter, mean.value())
+                        update = join(trained.delta, layout.trained)
+                        mean.add(lambda update=update: [update])
+            added = apply_update(io.BytesIO(encode_tensors(adapter)), mean.value(), layout.trained)
+            adapter = decode_tensors(b"".join(added), layout.trained)
         return sha256_digest(encode_tensors(adapter))
 
     def _trainer(self, site: str) -> LightTrainer:

@@ -87,8 +87,8 @@ class RoundBench:
 
     def opened(self, sealed: BlobRef, round_: int) -> bytes:
         info = update_info(self.study.sha256(), round_, SITE)
-        update = open_update(self.blobs.read(sealed), self.key, info)
-        return encode_tensors(decode_tensors(update, self.layout.trained))
+        update = open_update(lambda: self.blobs.open(sealed), self.key, info)
+        return encode_tensors(decode_tensors(b"".join(update()), self.layout.trained))
 
     def sealed_names(self) -> list[str]:
         return sorted(path.name.split("-", 1)[1] for path in (self.home / "sealed").iterdir())

@@ -4,7 +4,8 @@ Rules (docs/spec/envelope.md).
 - 64 KiB chunks under AES-256-GCM; the nonce is the chunk's number and a flag on the last one, so that no
   chunk can be dropped, moved, repeated or added.
 - A key serves one stream: nonces are counted, not drawn.
-- `open_stream` returns only after the last chunk held; until then nothing leaves this module.
+- `open_stream` returns only after the last chunk held. Who reads chunk by chunk acts on nothing before that:
+  a server reads an update twice, first to check it all, then to add it.
 Not done here: keys, headers.
 
 Sources: Hoang, Reyhanitabar, Rogaway, Vizár 2015 (eprint 2015/189); nonces as in age (C2SP age.md).
@@ -12,6 +13,10 @@ Sources: Hoang, Reyhanitabar, Rogaway, Vizár 2015 (eprint 2015/189); nonces as 
     >>> open_stream(key, seal_stream(key, b"hello"))
     b'hello'
 """
+
+import io
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -49,19 +54,28 @@ def open_stream(key: bytes, sealed: bytes | memoryview) -> bytes:
     Raises:
         StreamBroken: altered, cut, lengthened, reordered, or another key.
     """
-    cipher, source, step = AESGCM(key), memoryview(sealed), CHUNK + TAG
-    last = max(0, (len(source) - 1) // step)
-    if len(source) < TAG or (last and len(source) - last * step <= TAG):
+    return b"".join(open_chunks(key, io.BytesIO(sealed), len(sealed)))
+
+
+def open_chunks(key: bytes, file: BinaryIO, length: int) -> Iterator[bytes]:
+    """Yield the plaintext of the `length` bytes that follow in `file`, chunk by chunk.
+
+    Every chunk belongs where it stands, but nothing counts before the last one: only then is it known that
+    none is missing.
+
+    Raises:
+        StreamBroken: altered, cut, lengthened, reordered, or another key.
+    """
+    cipher, step = AESGCM(key), CHUNK + TAG
+    last = max(0, (length - 1) // step)
+    if length < TAG or (last and length - last * step <= TAG):
         raise StreamBroken
-    plaintext = bytearray(len(source) - (last + 1) * TAG)
-    target = memoryview(plaintext)
-    try:
-        for i in range(last + 1):
-            chunk = source[i * step : (i + 1) * step]
-            cipher.decrypt_into(_nonce(i, i == last), chunk, None, target[i * CHUNK : i * CHUNK + len(chunk) - TAG])
-    except InvalidTag:
-        raise StreamBroken from None
-    return bytes(plaintext)
+    for i in range(last + 1):
+        chunk = file.read(min(step, length - i * step))
+        try:
+            yield cipher.decrypt(_nonce(i, i == last), chunk, None)
+        except (InvalidTag, ValueError):  # a chunk that is shorter than its tag
+            raise StreamBroken from None
 
 
 def _chunks(length: int) -> int:

@@ -4,11 +4,12 @@ Rules.
 - A fresh data key for every file, wrapped by HPKE for the study's key with `info`; `info` binds study, round
   and site, so an update opens as nothing else.
 - The body key is derived from data key and header: header, wrapped key and body belong together or not at all.
-- Opening says one thing, `sealed-update-unreadable`, whatever was wrong, and returns nothing before all holds.
+- Opening says one thing, `sealed-update-unreadable`, whatever was wrong. Pieces count only after the last one held.
 Not done here: who sent it (the signed `UpdateHeader`), what it contains (`adapter`).
 
     >>> info = update_info(study.sha256(), 1, "st-elsewhere")
-    >>> open_update(seal_update(b"update", public_key, info), private_key, info)
+    >>> sealed = seal_update(b"update", public_key, info)
+    >>> b"".join(open_update(lambda: io.BytesIO(sealed), private_key, info)())
     b'update'
 """
 
@@ -16,13 +17,15 @@ import hashlib
 import os
 import stat
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from wardround_common.envelope.hpke import OVERHEAD, SEED, PrivateKey, WrapBroken, unwrap, wrap
-from wardround_common.envelope.stream import StreamBroken, open_stream, seal_stream, sealed_length
+from wardround_common.envelope.stream import StreamBroken, open_chunks, seal_stream, sealed_length
 from wardround_common.errors import StorageError, VerificationError
 from wardround_common.files import sync_folder
 
@@ -59,26 +62,38 @@ def seal_update(plaintext: bytes, public_key: str, info: bytes) -> bytes:
     return seal_stream(_body_key(data_key, header), plaintext, header=header)
 
 
-def open_update(sealed: bytes, key: PrivateKey, info: bytes, *, limit: int = MAX_UPDATE_BYTES) -> bytes:
-    """Return the update in `sealed`.
+def open_update(
+    source: Callable[[], BinaryIO], key: PrivateKey, info: bytes, *, limit: int = MAX_UPDATE_BYTES
+) -> Callable[[], Iterator[bytes]]:
+    """Return a function that yields the plaintext of a sealed update in pieces, as often as it is called.
 
     Args:
-        sealed: the whole file, hostile.
+        source: opens the whole file, hostile, from its start.
         key: the study's private key.
         info: `update_info` of the study, round and site that the signed header names.
         limit: largest plaintext in bytes.
 
     Raises:
-        VerificationError: too large, or anything at all does not hold.
+        VerificationError: too large, or anything at all does not hold; the function too, at any piece.
     """
-    header, length = _parse(sealed)
+    with source() as file:
+        header, length = _parse(file)
     if length > limit:
         raise _too_large(length, limit)
     try:
-        data_key = unwrap(header[_FIXED.size :], key, info)
-        return open_stream(_body_key(data_key, header), memoryview(sealed)[_HEADER:])
-    except (WrapBroken, StreamBroken):
+        body_key = _body_key(unwrap(header[_FIXED.size :], key, info), header)
+    except WrapBroken:
         raise _unreadable() from None
+
+    def pieces() -> Iterator[bytes]:
+        with source() as file:
+            file.seek(_HEADER)
+            try:
+                yield from open_chunks(body_key, file, sealed_length(length))
+            except StreamBroken:
+                raise _unreadable() from None
+
+    return pieces
 
 
 def new_update_key(path: Path) -> str:
@@ -128,14 +143,15 @@ def load_update_key(path: Path) -> PrivateKey:
     return PrivateKey.from_pem(pem)
 
 
-def _parse(sealed: bytes) -> tuple[bytes, int]:
+def _parse(file: BinaryIO) -> tuple[bytes, int]:
     """Return (header, plaintext length) of a file whose lengths fit together."""
-    if len(sealed) < _HEADER:
+    header, total = file.read(_HEADER), file.seek(0, os.SEEK_END)
+    if len(header) < _HEADER:
         raise _unreadable()
-    magic, version, wrapped, length = _FIXED.unpack_from(sealed)
-    if (magic, version, wrapped) != (_MAGIC, _VERSION, _WRAPPED) or len(sealed) != _HEADER + sealed_length(length):
+    magic, version, wrapped, length = _FIXED.unpack_from(header)
+    if (magic, version, wrapped) != (_MAGIC, _VERSION, _WRAPPED) or total != _HEADER + sealed_length(length):
         raise _unreadable()
-    return bytes(sealed[:_HEADER]), length
+    return header, length
 
 
 def _body_key(data_key: bytes, header: bytes) -> bytes:

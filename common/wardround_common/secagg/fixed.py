@@ -65,18 +65,37 @@ class FixedPoint:
         """
         if values.shape != (self.parameters,):
             raise ValueError(f"an update has {self.parameters} values")
-        out = np.ones(self.parameters + 2 * SENTINELS, self._signed)
+        out = np.zeros(self.parameters + 2 * SENTINELS, self._unsigned)
+        self.add(out, 0, values)
+        self.count(out)
+        return out
+
+    def count(self, total: RingVector) -> None:
+        """Count one more update in the sentinels of `total`."""
+        total[:SENTINELS] += 1
+        total[-SENTINELS:] += 1
+
+    def add(self, total: RingVector, start: int, values: NDArray[np.float32]) -> None:
+        """Add a piece of an update, the float32 `values` of the parameters from `start` on, to `total` in place.
+
+        Raises:
+            ValueError: NaN or infinity (misuse: training checks that); pieces before it were added.
+        """
+        signed = total.view(self._signed)
         with np.errstate(invalid="ignore"):  # NaN is refused two lines on
-            for first, last, scale, limit in self._pieces():
-                scaled = np.rint(values[first:last] * scale)  # float64
+            for first, last, scale, limit in self._pieces(start, start + values.size):
+                scaled = np.rint(values[first - start : last - start] * scale)  # float64
                 if not np.isfinite(scaled).all():
                     raise ValueError("an update holds NaN or infinity")
                 np.clip(scaled, -limit, limit, out=scaled)
-                out[SENTINELS + first : SENTINELS + last] = scaled
-        return out.view(self._unsigned)
+                signed[SENTINELS + first : SENTINELS + last] += scaled.astype(self._signed)
 
     def mean(self, total: RingVector, *, survivors: int) -> NDArray[np.float32]:
-        """Return the mean of `survivors` updates from their opened sum, [parameters] float32.
+        """Return the mean of `survivors` updates from their opened sum, [parameters] float32; raises as `means`."""
+        return np.concatenate(list(self.means(total, survivors=survivors)))
+
+    def means(self, total: RingVector, *, survivors: int) -> Iterator[NDArray[np.float32]]:
+        """Return the mean of `survivors` updates from their opened sum, in pieces of float32, checked before the first.
 
         Raises:
             VerificationError: the sentinels do not count the survivors, or a value is beyond its bound.
@@ -89,30 +108,32 @@ class FixedPoint:
                 "the opened sum is garbled: a member masked with other secrets than it shared, it cannot be told which",
                 next_step="the round failed and its ε stays spent; ask every member to check its installation",
             )
-        out = np.empty(self.parameters, np.float32)
-        for first, last, scale, limit in self._pieces():
-            piece = signed[SENTINELS + first : SENTINELS + last].astype(np.float64)
-            if np.abs(piece).max() > survivors * limit:
+        values = signed[SENTINELS:-SENTINELS]
+        for first, last, _, limit in self._pieces():
+            if np.abs(values[first:last].astype(np.float64)).max() > survivors * limit:
                 raise VerificationError(
                     "secagg-sum-out-of-range",
                     "the opened sum lies beyond what honest updates can reach; it cannot be told whose fault it is",
                     next_step="the round failed and its ε stays spent; ask every member to check its installation",
                 )
-            out[first:last] = piece / scale / survivors
-        return out
+        return (
+            (values[first:last].astype(np.float64) / scale / survivors).astype(np.float32)
+            for first, last, scale, _ in self._pieces()
+        )
 
     def rounding_std(self) -> tuple[float, ...]:
         """Return the standard deviation of one member's rounding error, per segment: step / sqrt(12)."""
         return tuple(2.0**-fraction / math.sqrt(12) for fraction in self._fractions)
 
-    def _pieces(self) -> Iterator[tuple[int, int, np.float64, float]]:
-        """Yield (first, last, 2^f, limit) of cache-sized pieces, in parameters."""
-        start = 0
+    def _pieces(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int, np.float64, float]]:
+        """Yield (first, last, 2^f, limit) of cache-sized pieces of the parameters from `begin` to `end`."""
+        start, end = 0, self.parameters if end is None else end
         for segment, fraction in zip(self._segments, self._fractions, strict=True):
             scale = np.float64(2.0**fraction)
             limit = float(np.rint(segment.bound * scale))
-            for first in range(start, start + segment.length, _PIECE):
-                yield first, min(first + _PIECE, start + segment.length), scale, limit
+            stop = min(start + segment.length, end)
+            for first in range(max(start, begin), stop, _PIECE):
+                yield first, min(first + _PIECE, stop), scale, limit
             start += segment.length
 
 

@@ -80,6 +80,10 @@ class RunningSum:
         """
         return self._fixed.mean(self._total, survivors=survivors)
 
+    def means(self, *, survivors: int) -> Iterator[NDArray[np.float32]]:
+        """Return the same in pieces, checked before the first; raises as `mean`."""
+        return self._fixed.means(self._total, survivors=survivors)
+
     def to_bytes(self) -> bytes:
         """Return the sum's elements, little endian, to be kept for a reviewer."""
         return self._total.tobytes()

@@ -20,7 +20,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from wardround_common.errors import ProtocolError, StorageError, VerificationError
 from wardround_common.rounds import BlobRef
@@ -126,6 +126,14 @@ class FileBlobStore:
         if hashlib.sha256(data).hexdigest() != _hex(blob):
             raise _wrong_digest(blob)
         return data
+
+    def open(self, blob: BlobRef) -> BinaryIO:
+        """Open a complete blob after verifying its digest; see `verify`."""
+        self.verify(blob)
+        try:
+            return self.path(blob).open("rb")
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
 
     def verify(self, blob: BlobRef) -> None:
         """Return if the complete blob's bytes have its digest, without holding them in memory.

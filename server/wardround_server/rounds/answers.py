@@ -8,14 +8,12 @@ the study's key for this (study, round, site); (6) names, shapes and values are 
 The range check (7) is `aggregate`'s. Each failure carries the audit trail's reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import BinaryIO, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from wardround_common.adapter import TensorSpec, decode_tensors
+from wardround_common.adapter import TensorSpec, read_values
 from wardround_common.audit.events import Reason
 from wardround_common.errors import VerificationError, WardroundError
 from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
@@ -31,8 +29,13 @@ from wardround_common.rounds import (
 )
 from wardround_common.signing import open_envelope, parse_public_key
 from wardround_common.study import Study
+from wardround_server.rounds.aggregate import Pieces
+from wardround_server.rounds.desk import Unseal
 
 T = TypeVar("T")
+
+_CONTENT: dict[str, Reason] = {"update-not-finite": "not-finite", "sealed-update-unreadable": "undecryptable"}
+"""Reasons of errors that show only while the content is read; all others are about its shape."""
 
 
 class AnswerRefused(Exception):
@@ -54,12 +57,11 @@ class AnswerRejected(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptedAnswer:
-    """A verified answer: the signed documents for the audit trail and the update itself."""
+    """A verified answer: the signed documents for the audit trail."""
 
     site: str
     answer: RoundAnswer
     header: UpdateHeader
-    tensors: dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +72,22 @@ class AnswerChecker:
         study: the co-signed study.
         plan: the pinned plan.
         specs: names and shapes of the update's tensors.
-        read: returns the bytes of a blob after checking its digest.
-        unseal: opens a sealed update for (round, site); raises VerificationError.
+        open: opens the file of a blob after checking its digest.
+        unseal: opens a sealed update for (round, site), see `envelope.update.open_update`; raises VerificationError.
     """
 
     study: Study
     plan: RoundPlan
     specs: tuple[TensorSpec, ...]
-    read: Callable[[BlobRef], bytes]
-    unseal: Callable[[bytes, int, str], bytes]
+    open: Callable[[BlobRef], BinaryIO]
+    unseal: Unseal
 
-    def check(self, site: str, document: bytes, blobs: tuple[BlobRef, ...]) -> AcceptedAnswer:
-        """Return the verified answer of `site`.
+    def check(
+        self, site: str, document: bytes, blobs: tuple[BlobRef, ...]
+    ) -> tuple[AcceptedAnswer, Callable[[], Pieces]]:
+        """Return the verified answer of `site`, and a function that reads its update in pieces.
+
+        That function raises AnswerRejected where the content does not hold.
 
         Raises:
             AnswerRefused: the site refused in the generic way.
@@ -92,9 +98,10 @@ class AnswerChecker:
         require_record(self.study, self.plan, site, answer)  # (3)
         if blobs != (header.sealed,):
             raise rejected("bad-digest", "the answer's blob is not the one that its header names")
-        sealed = guarded("bad-digest", lambda: self.read(header.sealed))  # (4)
-        plaintext = guarded("undecryptable", lambda: self.unseal(sealed, self.plan.round, site))  # (5)
-        return AcceptedAnswer(site=site, answer=answer, header=header, tensors=self._tensors(plaintext))  # (6)
+        guarded("bad-digest", lambda: self.open(header.sealed)).close()  # (4)
+        source = partial(self.open, header.sealed)
+        plaintext = guarded("undecryptable", lambda: self.unseal(source, self.plan.round, site))  # (5)
+        return AcceptedAnswer(site=site, answer=answer, header=header), lambda: self._values(plaintext)  # (6)
 
     def _header(self, site: str, answer: RoundAnswer) -> UpdateHeader:
         key = parse_public_key(self.study.member(site).identity)
@@ -110,11 +117,11 @@ class AnswerChecker:
             raise rejected("bad-shape", "the update has another length")
         return header
 
-    def _tensors(self, plaintext: bytes) -> dict[str, npt.NDArray[np.float32]]:
+    def _values(self, plaintext: Callable[[], Iterator[bytes]]) -> Pieces:
         try:
-            return decode_tensors(plaintext, self.specs)
-        except WardroundError as error:
-            raise AnswerRejected("not-finite" if error.code == "update-not-finite" else "bad-shape", error) from None
+            yield from read_values(plaintext(), self.specs)
+        except VerificationError as error:
+            raise AnswerRejected(_CONTENT.get(error.code, "bad-shape"), error) from None
 
 
 def open_answer(document: bytes) -> RoundAnswer:

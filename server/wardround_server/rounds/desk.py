@@ -5,10 +5,10 @@ Nothing here knows gRPC, files' places or the clock's source; tests pass in-memo
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from wardround_common.adapter import AdapterLayout
 from wardround_common.audit.events import Event
@@ -52,17 +52,24 @@ class Audit(Protocol):
 class Blobs(Protocol):
     """The part of the blob store that rounds use (`wire.blobstore.FileBlobStore`)."""
 
-    def put(self, data: bytes) -> BlobRef:
+    def put(self, data: bytes | Iterable[bytes]) -> BlobRef:
         """Store durably, by digest."""
 
     def read(self, blob: BlobRef) -> bytes:
         """Return the bytes after checking digest and length."""
+
+    def open(self, blob: BlobRef) -> BinaryIO:
+        """Open the file after checking digest and length."""
 
     def path(self, blob: BlobRef) -> Path:
         """Return the file of a complete blob; raises StorageError."""
 
     def remove(self, blob: BlobRef) -> None:
         """Forget the bytes, if they are there."""
+
+
+Unseal = Callable[[Callable[[], BinaryIO], int, str], Callable[[], Iterator[bytes]]]
+"""From (function that opens the sealed file, round, site) to a function that yields the plaintext."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,7 @@ class Desk:
         study: the study, signed by the operator and every member.
         layout: names and shapes of the adapter's tensors.
         nodes: Flower node id of every member, by site name.
-        unseal: opens a sealed update for (sealed bytes, round, site).
+        unseal: opens a sealed update for (file, round, site).
         sign: returns the operator's signature over (document, payload type).
         report: takes every change of status.
         stop: set when the server shuts down or the study is aborted.
@@ -98,7 +105,7 @@ class Desk:
     nodes: Mapping[str, int]
     audit: Audit
     blobs: Blobs
-    unseal: Callable[[bytes, int, str], bytes]
+    unseal: Unseal
     sign: Callable[[bytes, str], Envelope]
     report: Callable[[StudyStatus], None]
     stop: threading.Event

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from wardround_common.audit.events import ClientDropped, PrivacySpent, Reason, UpdateReceived
 from wardround_common.rounds import Refusal, RoundAnswer, RoundPlan
+from wardround_server.rounds.aggregate import Pieces
 from wardround_server.rounds.desk import Entry
 
 Failure = Literal[
@@ -25,13 +24,13 @@ class Gathered:
     Args:
         entries: everything for the audit trail but the outcome.
         survivors: sites whose updates are in the mean.
-        mean: float32 tensors by name, None if the round failed.
+        mean: the mean in pieces, in the adapter's order, None if the round failed.
         failed: why it did.
     """
 
     entries: Sequence[Entry]
     survivors: tuple[str, ...] = ()
-    mean: dict[str, npt.NDArray[np.float32]] | None = field(default=None, repr=False)
+    mean: Pieces | None = field(default=None, repr=False)
     failed: Failure | None = None
 
 

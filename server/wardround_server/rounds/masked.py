@@ -18,7 +18,6 @@ from wardround_common.secagg.documents import MaskedHeader
 from wardround_common.secagg.kept import store_round
 from wardround_common.secagg.recompute import Kept
 from wardround_common.signing import Envelope
-from wardround_common.updates import split
 from wardround_server.rounds.desk import Desk, Entry
 from wardround_server.rounds.gathering import Failure, Gathered, dropped
 from wardround_server.rounds.masked_keys import prepare
@@ -109,7 +108,7 @@ class MaskedUpdates:
             return Gathered(entries=entries, failed="not-opened")
         try:
             s.total.remove(opening.openings.masks())
-            mean = s.total.mean(survivors=len(opening.survivors))
+            mean = s.total.means(survivors=len(opening.survivors))
         except VerificationError as error:
             return Gathered(entries=entries, failed=_FAILURES.get(error.code, "not-opened"))
         opened = SumOpened(
@@ -120,7 +119,7 @@ class MaskedUpdates:
             sentinels=len(opening.survivors),
         )
         entries.append((opened, everyone))
-        return Gathered(entries=entries, survivors=opening.survivors, mean=split(mean, self._desk.layout.trained))
+        return Gathered(entries=entries, survivors=opening.survivors, mean=mean)
 
 
 def _entries(s: MaskedSum) -> list[Entry]:

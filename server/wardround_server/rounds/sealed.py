@@ -31,8 +31,7 @@ class SealedUpdates:
     def gather(self, grid: Grid, plan: RoundPlan, *, more: bool) -> Gathered:
         """Ask every member, and add up what holds (see `gathering.Updates`)."""
         desk, study = self._desk, self._desk.study
-        specs = desk.layout.trained
-        mean = MeanUpdate(specs=specs, segments=segments(study, specs), members=len(desk.sites))
+        mean = MeanUpdate(segments(study, desk.layout.trained), members=len(desk.sites))
         accepted, lost = self._collect(grid, plan, mean)
         entries = [e for answer in accepted for e in answer_entries(plan, answer.site, answer.answer)] + lost
         if mean.count < study.cohort.min_cohort:
@@ -49,7 +48,7 @@ class SealedUpdates:
     def _collect(self, grid: Grid, plan: RoundPlan, mean: MeanUpdate) -> tuple[list[AcceptedAnswer], list[Entry]]:
         desk, accepted, lost = self._desk, list[AcceptedAnswer](), list[Entry]()
         checker = AnswerChecker(
-            study=desk.study, plan=plan, specs=desk.layout.trained, read=desk.blobs.read, unseal=desk.unseal
+            study=desk.study, plan=plan, specs=desk.layout.trained, open=desk.blobs.open, unseal=desk.unseal
         )
         content: Content = dict.fromkeys(desk.present, (plan, (plan.adapter,)))
         late = set(content)
@@ -77,8 +76,8 @@ class SealedUpdates:
         if reply.has_error():
             return dropped(checker.plan, site, "failed-locally")
         try:
-            answer = checker.check(site, *unpack(reply))
-            mean.add(answer.tensors)
+            answer, values = checker.check(site, *unpack(reply))
+            mean.add(values)
         except AnswerRefused as refusal:
             return dropped(checker.plan, site, refusal_reason(refusal.code))
         except AnswerRejected as rejection:
@@ -86,5 +85,4 @@ class SealedUpdates:
         except VerificationError:
             return dropped(checker.plan, site, "out-of-range")
         self._added.append(answer.header.sealed)
-        # The tensors are in the sum now; keeping them would cost one model per hospital.
-        return AcceptedAnswer(site=site, answer=answer.answer, header=answer.header, tensors={})
+        return answer

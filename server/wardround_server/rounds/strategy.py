@@ -35,7 +35,7 @@ from wardround_common.audit.events import (
 )
 from wardround_common.errors import TrainingError
 from wardround_common.rounds import BlobRef, RoundPlan
-from wardround_server.rounds.aggregate import Tensors, apply_update
+from wardround_server.rounds.aggregate import Pieces, apply_update
 from wardround_server.rounds.desk import Desk, Entry, Interrupted
 from wardround_server.rounds.gathering import Updates
 from wardround_server.rounds.masked import MaskedUpdates
@@ -227,9 +227,9 @@ class WardStrategy(Strategy):
         good = sum(record.adapter is not None for record in self._state.rounds(self._study))
         return good + 1 < self._desk.study.privacy.rounds
 
-    def _add(self, adapter: BlobRef, mean: Tensors) -> BlobRef:
-        before = decode_tensors(self._desk.blobs.read(adapter), self._desk.layout.trained)
-        return self._desk.blobs.put(encode_tensors(apply_update(before, mean)))
+    def _add(self, adapter: BlobRef, mean: Pieces) -> BlobRef:
+        with self._desk.blobs.open(adapter) as before:
+            return self._desk.blobs.put(apply_update(before, mean, self._desk.layout.trained))
 
     def _witness(self, grid: Grid, round_: int) -> str:
         """Return the checkpoint cosigned by the quorum, and log who cosigned."""

@@ -1,5 +1,6 @@
 """The sum: exact, independent of order, bounded."""
 
+import io
 import itertools
 
 import numpy as np
@@ -8,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers.studies import Cast, make_study
 
-from wardround_common.adapter import TensorSpec
-from wardround_common.errors import VerificationError
+from wardround_common.adapter import TensorSpec, decode_tensors, encode_tensors
+from wardround_common.errors import StorageError, VerificationError
 from wardround_common.secagg.rules import Segment
 from wardround_common.updates import ADAM_STEP, update_bound
 from wardround_server.rounds.aggregate import MeanUpdate, apply_update
@@ -17,13 +18,23 @@ from wardround_server.rounds.aggregate import MeanUpdate, apply_update
 SPECS = (TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(4,)))
 
 
+SIZE = sum(spec.size for spec in SPECS)
+
+
 def _mean(bound: float = 1.0) -> MeanUpdate:
-    segments = [Segment(length=spec.size, bound=bound) for spec in SPECS]
-    return MeanUpdate(specs=SPECS, segments=segments, members=5)
+    return MeanUpdate([Segment(length=spec.size, bound=bound) for spec in SPECS], members=5)
 
 
-def _update(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {spec.name: rng.uniform(-1, 1, spec.shape).astype(np.float32) for spec in SPECS}
+def _whole(mean: MeanUpdate) -> np.ndarray:
+    return np.concatenate(list(mean.value()))
+
+
+def _add(mean: MeanUpdate, update: np.ndarray, cut: int = 3) -> None:
+    mean.add(lambda: [update[:cut], update[cut:]])
+
+
+def _update(rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-1, 1, SIZE).astype(np.float32)
 
 
 def test_mean_equals_float64_mean_to_a_float32_step():
@@ -31,42 +42,57 @@ def test_mean_equals_float64_mean_to_a_float32_step():
     updates = [_update(rng) for _ in range(5)]
     mean = _mean()
     for update in updates:
-        mean.add(update)
-    for spec in SPECS:
-        exact = np.mean([u[spec.name].astype(np.float64) for u in updates], axis=0)
-        np.testing.assert_allclose(mean.value()[spec.name], exact, rtol=1e-6, atol=2**-28)
+        _add(mean, update)
+    np.testing.assert_allclose(_whole(mean), np.mean(np.float64(updates), axis=0), rtol=1e-6, atol=2**-28)
 
 
-def test_order_of_answers_does_not_change_one_bit():
+def test_order_of_answers_and_where_they_are_cut_does_not_change_one_bit():
     rng = np.random.default_rng(2)
     updates = [_update(rng) for _ in range(4)]
     results = set()
-    for order in itertools.permutations(updates):
+    for cut, order in enumerate(itertools.permutations(updates)):
         mean = _mean()
         for update in order:
-            mean.add(update)
-        results.add(b"".join(mean.value()[spec.name].tobytes() for spec in SPECS))
+            _add(mean, update, cut % SIZE)
+        results.add(_whole(mean).tobytes())
     assert len(results) == 1
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=100))
 def test_integer_sum_never_overflows_at_the_largest_cohort(values: list[float]):
-    mean = MeanUpdate(specs=(TensorSpec(name="x", shape=(1,)),), segments=(Segment(length=1, bound=1.0),), members=100)
+    mean = MeanUpdate((Segment(length=1, bound=1.0),), members=100)
     for value in values:
-        mean.add({"x": np.array([value], np.float32)})
-    assert abs(float(mean.value()["x"][0]) - sum(values) / len(values)) < 1e-6
+        _add(mean, np.array([value], np.float32))
+    assert abs(float(_whole(mean)[0]) - sum(values) / len(values)) < 1e-6
 
 
 @pytest.mark.parametrize("bad", [1.5, -2.0, np.inf, np.nan])
-def test_value_beyond_the_bound_is_refused_and_nothing_added(bad: float):
+@pytest.mark.parametrize("where", [0, 5, 6, 9])
+def test_value_beyond_the_bound_is_refused_and_nothing_added(bad: float, where: int):
     mean = _mean()
-    mean.add({"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)})
-    hostile = {"a": np.zeros((2, 3), np.float32), "b": np.array([0, 0, 0, bad], np.float32)}
+    _add(mean, np.ones(SIZE, np.float32))
+    hostile = np.zeros(SIZE, np.float32)
+    hostile[where] = bad
     with pytest.raises(VerificationError) as caught:
-        mean.add(hostile)
+        _add(mean, hostile)
     assert caught.value.code == "update-out-of-range"
     assert mean.count == 1
-    np.testing.assert_array_equal(mean.value()["b"], np.ones(4, np.float32))
+    np.testing.assert_array_equal(_whole(mean), np.ones(SIZE, np.float32))
+
+
+def test_every_tensor_has_its_own_bound():
+    mean = MeanUpdate([Segment(length=6, bound=1.0), Segment(length=4, bound=2.0)], members=5)
+    _add(mean, np.array([1.0] * 6 + [2.0] * 4, np.float32), cut=7)
+    with pytest.raises(VerificationError):
+        _add(mean, np.array([1.0] * 5 + [2.0] * 5, np.float32), cut=7)
+
+
+def test_an_update_that_changes_between_check_and_sum_stops_the_round():
+    mean, readings = _mean(), iter([np.zeros(SIZE, np.float32), np.full(SIZE, np.nan, np.float32)])
+    with pytest.raises(StorageError) as caught:
+        mean.add(lambda: [next(readings)])
+    assert caught.value.code == "update-changed-on-disk"
+    assert mean.count == 0
 
 
 def test_bound_admits_the_worst_honest_adam_run():
@@ -86,7 +112,9 @@ def test_bound_admits_the_worst_honest_adam_run():
 
 
 def test_apply_update_adds():
+    layout = tuple(SPECS)
     before = {"a": np.full((2, 3), 2, np.float32), "b": np.zeros(4, np.float32)}
-    after = apply_update(before, {"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)})
+    pieces = [np.ones(7, np.float32), np.full(3, 2, np.float32)]
+    after = decode_tensors(b"".join(apply_update(io.BytesIO(encode_tensors(before)), pieces, layout)), layout)
     assert after["a"].tolist() == [[3.0] * 3] * 2
-    assert before["a"].tolist() == [[2.0] * 3] * 2
+    assert after["b"].tolist() == [1.0, 2.0, 2.0, 2.0]
