@@ -18,9 +18,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from wardround_common.adam import least_noise_std
 from wardround_common.documents import Digest, Document, Line, Name
 from wardround_common.errors import VerificationError
 from wardround_common.privacy.mechanism import Adjacency, SubsampledGaussian, Unit
+from wardround_common.secagg.fixed import require_fine
 from wardround_common.secagg.rules import SecureAggregation, check_thresholds
 from wardround_common.signing import Base64, Envelope, PublicKey, open_envelope, parse_public_key
 
@@ -267,6 +269,9 @@ class Study(Document):
                 threshold=self.secagg.threshold,
                 min_cohort=self.cohort.min_cohort,
             )
+            steps = self.privacy.steps_per_round
+            quietest = least_noise_std(rounds=self.privacy.rounds, steps=steps, warmup=self.optimiser.warmup)
+            require_fine(steps=steps, noise_std=quietest, members=len(self.cohort.members), ring=self.secagg.ring)
         return self
 
     def member(self, name: str) -> Member:

@@ -16,26 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wardround_common.adam import reach
 from wardround_common.adapter import TensorSpec
 from wardround_common.secagg.rules import Rules, Segment
 from wardround_common.study import Study
 
-ADAM_STEP = (1 - 0.9) / ((1 - 0.999) * (1 - 0.9**2 / 0.999)) ** 0.5
-"""Largest move of one parameter in one Adam step, in units of the learning rate: |m| / sqrt(v) by the
-Cauchy-Schwarz inequality over the weights (1-b1) b1^i and (1-b2) b2^i of past gradients; the bias
-correction only shrinks it. About 7.3, more than the single-spike case of Kingma & Ba (2015, 2.1)."""
-
-ROUNDING_SLACK = 1.01
-"""Adam's epsilon, bias correction and float32 rounding stay far below one per cent."""
-
 
 def update_bound(study: Study) -> Callable[[str], float]:
     """Return the largest absolute value that an honest update may hold, by tensor name."""
-    steps = study.privacy.steps_per_round
+    moves = reach(study.privacy.steps_per_round)
 
     def bound(name: str) -> float:
         rate = study.optimiser.adapter_rate if ".lora_" in name else study.optimiser.head_rate
-        return steps * rate * ADAM_STEP * ROUNDING_SLACK
+        return moves * rate
 
     return bound
 

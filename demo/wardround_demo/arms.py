@@ -31,9 +31,10 @@ from wardround_client.randomness import KeystreamRandomness, new_round_seed
 from wardround_client.training.dpsgd import record_losses
 from wardround_client.training.engine import Trainer
 from wardround_client.training.network import Network, load_tokenizer
-from wardround_client.training.optimiser import Adam, learning_rate_factor
+from wardround_client.training.optimiser import Adam
 from wardround_client.training.runtime import Runtime
 from wardround_client.training.tokens import Activations, by_length, make_batch, tokenize
+from wardround_common.adam import learning_rate_factor
 from wardround_common.adapter import Tensors, adapter_layout, initial_digest, initial_tensors
 from wardround_common.errors import DataError
 from wardround_common.models import model_digest, weight_shapes

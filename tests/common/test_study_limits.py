@@ -9,7 +9,8 @@ from peers.studies import Cast, make_study
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from wardround_common.study import MAX_PARAMETERS, MAX_REAL, Study
+from wardround_common.secagg.rules import SecureAggregation
+from wardround_common.study import MAX_PARAMETERS, MAX_REAL, Privacy, Study, UpdateProtection
 from wardround_common.wire.limits import MAX_BLOB_BYTES
 
 
@@ -93,3 +94,13 @@ def test_beyond_a_limit_nothing_is_read(section: str, field: str) -> None:
     part = {**getattr(study, section).model_dump(), field: BEYOND[section][field]}
     with pytest.raises(ValidationError):
         TypeAdapter(type(getattr(study, section))).validate_python(part)
+
+
+def test_a_ring_that_rounds_away_more_than_a_hundredth_of_the_noise_is_refused() -> None:
+    secagg = SecureAggregation(threshold=3, ring="u16")
+    good = make_study(Cast(), protection=UpdateProtection.SECAGG, secagg=secagg)
+    many = {**dict(good.privacy), "steps_per_round": 200}
+    with pytest.raises(ValidationError, match="ring u16 rounds too coarsely"):
+        make_study(Cast(), protection=UpdateProtection.SECAGG, secagg=secagg, privacy=Privacy(**many))
+    fine = secagg.model_copy(update={"ring": "u32"})
+    make_study(Cast(), protection=UpdateProtection.SECAGG, secagg=fine, privacy=Privacy(**many))

@@ -27,11 +27,12 @@ from wardround_client.randomness import Randomness
 from wardround_client.training.dpsgd import PrivateStep
 from wardround_client.training.failures import device_errors, is_out_of_memory
 from wardround_client.training.network import ModelSpec, Network, load_tokenizer
-from wardround_client.training.optimiser import Adam, learning_rate_factor
+from wardround_client.training.optimiser import Adam
 from wardround_client.training.runtime import Progress, Runtime
 from wardround_client.training.sampling import MicroBatch, cut, draw, group_units, halves
 from wardround_client.training.selfcheck import self_test
 from wardround_client.training.tokens import Activations, make_batch, tokenize
+from wardround_common.adam import learning_rate_factor
 from wardround_common.adapter import Tensors, TensorSpec, decode_tensors, encode_tensors
 from wardround_common.errors import DataError, TrainingError, VerificationError
 from wardround_common.study import Optimiser, Privacy

@@ -9,7 +9,6 @@ Not done here: where the gradients come from (`dpsgd`).
     >>> adam.step(learning_rate_factor(0, 100, 0.1))
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,16 +66,6 @@ class Adam:
                 "exp_avg": torch.from_numpy(tensors["m/" + name]).to(p.device, copy=True),
                 "exp_avg_sq": torch.from_numpy(tensors["v/" + name]).to(p.device, copy=True),
             }
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak rate for `step` (0-based) of the study's `steps`.
-
-    Linear warm-up over the first `warmup` share, then sqrt(1 - t/T); spare rounds after T go on with
-    the last positive value.
-    """
-    rising = (step + 1) / max(1.0, warmup * steps)
-    return min(rising, math.sqrt(max(1.0 - step / steps, 1.0 / steps)))
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wardround_common.adam import reach
 from wardround_common.errors import VerificationError
 from wardround_common.secagg.masks import RingVector
 from wardround_common.secagg.rules import BITS, SENTINELS, RingName, Segment
@@ -27,9 +28,6 @@ MAX_FRACTION = 40
 
 MAX_ROUNDING_SHARE = 0.01
 """Rounding may add at most this share of the noise's standard deviation."""
-
-ADAM_NOISE = math.sqrt((1 - 0.9) / (1 + 0.9))
-"""Share of unit noise that Adam's first moment keeps, as a standard deviation (b1 = 0.9): 0.229."""
 
 _PIECE = 1 << 16  # values converted at a time, so that float64 copies stay in the cache
 
@@ -150,21 +148,27 @@ def fraction_bits(bound: float, *, members: int, bits: int) -> int:
     raise ValueError(f"values up to {bound:g} are too large to sum")
 
 
-def adam_noise_std(rates: tuple[float, ...]) -> float:
-    """Return a lower bound of the noise's standard deviation in one coordinate of a round's update.
-
-    Where noise dominates, Adam's second moment is that of the noise and its first moment keeps
-    (1 - b1) / (1 + b1) of the noise's variance, so every step moves by at least `ADAM_NOISE` of its rate; steps of
-    one round are positively correlated, so their variances add up to less than the truth
-    (simulated in tests/common/secagg/test_fixed.py).
-
-    Args:
-        rates: learning rate of every step of the round.
-    """
-    return ADAM_NOISE * math.sqrt(sum(rate * rate for rate in rates))
-
-
 def rounding_share(segment: Segment, noise_std: float, *, members: int, bits: int) -> float:
     """Return the rounding error's standard deviation as a share of the noise's (for one update and for the mean)."""
     step = 2.0 ** -fraction_bits(segment.bound, members=members, bits=bits)
     return step / math.sqrt(12) / noise_std
+
+
+def require_fine(*, steps: int, noise_std: float, members: int, ring: RingName) -> None:
+    """Return if rounding adds less than `MAX_ROUNDING_SHARE` of the noise to every update.
+
+    Args:
+        steps: steps per round.
+        noise_std: of the quietest round, in units of the learning rate (`adam.least_noise_std`).
+        members: n.
+        ring: of the sum.
+
+    Raises:
+        ValueError: it adds more: the ring is too small for so many members and steps.
+    """
+    share = rounding_share(Segment(length=1, bound=reach(steps)), noise_std, members=members, bits=BITS[ring])
+    if share >= MAX_ROUNDING_SHARE:
+        raise ValueError(
+            f"ring {ring} rounds too coarsely for {members} members and {steps} steps per round: "
+            f"{share:.1%} of the noise, where less than {MAX_ROUNDING_SHARE:.0%} is allowed; use u32"
+        )

@@ -10,9 +10,10 @@ from peers.tiny_models import classification, dialogues, instruction, texts
 from wardround_client.randomness import KeystreamRandomness
 from wardround_client.training.dpsgd import PrivateStep, record_losses
 from wardround_client.training.network import Network, load_tokenizer
-from wardround_client.training.optimiser import Adam, learning_rate_factor
+from wardround_client.training.optimiser import Adam
 from wardround_client.training.runtime import Runtime
 from wardround_client.training.tokens import make_batch, tokenize
+from wardround_common.adam import learning_rate_factor
 from wardround_common.adapter import encode_tensors
 
 

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers.studies import Cast, make_study
 
+from wardround_common.adam import ADAM_STEP
 from wardround_common.adapter import TensorSpec, decode_tensors, encode_tensors
 from wardround_common.errors import StorageError, VerificationError
 from wardround_common.secagg.rules import Segment
-from wardround_common.updates import ADAM_STEP, update_bound
+from wardround_common.updates import update_bound
 from wardround_server.rounds.aggregate import MeanUpdate, apply_update
 
 SPECS = (TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(4,)))
