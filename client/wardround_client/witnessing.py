@@ -40,8 +40,8 @@ from wardround_common.rounds import MAX_NOTE_BYTES, CheckpointOffer, StaleOffer
 from wardround_common.signing import sign_document
 from wardround_common.study import Study
 
-EVIDENCE_TYPE = "application/vnd.wardround.evidence+json"
-"""DSSE payload type of an `Evidence`."""
+LOG_EVIDENCE_TYPE = "application/vnd.wardround.log-evidence+json"
+"""DSSE payload type of a `LogEvidence`."""
 
 MAX_LATE_OFFERS = 16
 """Offers made before the server knew what this site has cosigned: at most one for each study that runs at once."""
@@ -55,10 +55,10 @@ CONVICTING = frozenset({"log-rolled-back", "log-forked", "log-entry-disagrees", 
 log = get_logger("client.witness")
 
 
-class Evidence(Document):
+class LogEvidence(Document):
     """What this site states, and signs, about a log that it refuses."""
 
-    format: Literal["wardround/evidence/1"] = "wardround/evidence/1"
+    format: Literal["wardround/log-evidence/1"] = "wardround/log-evidence/1"
     site: Name
     log: str  # C2SP verifier key
     time: int  # seconds since 1970, this site's clock
@@ -170,7 +170,7 @@ class LogWitness:
         """Keep what shows that the log is wrong, if `error` says so, and trust it no more."""
         if error.code not in CONVICTING:
             return
-        statement = Evidence(
+        statement = LogEvidence(
             site=self._site,
             log=self._log,
             time=int(self._clock()),
@@ -181,7 +181,7 @@ class LogWitness:
         )
         folder = self._home.evidence(self._log) / f"{statement.time}-{error.code}"
         write_durably(folder / "offer.json", offer.to_bytes())
-        envelope = sign_document(statement.to_bytes(), EVIDENCE_TYPE, self._key)
+        envelope = sign_document(statement.to_bytes(), LOG_EVIDENCE_TYPE, self._key)
         write_durably(folder / "statement.json", envelope.to_bytes())
         log.error("evidence against the audit log was kept", folder=str(folder), code=error.code)
 

@@ -9,7 +9,7 @@ Rules.
   Poisson sampling and no noise: those come from each process's operating system.
 
     >>> plan_for("minilm", quick=False).total_steps
-    100
+    128
 """
 
 from dataclasses import dataclass, replace
@@ -84,8 +84,8 @@ MINILM = Plan(
     alpha=16.0,
     target_modules=("query", "key", "value", "dense"),  # `dense`: attention output and both FFN matrices
     layers=(5,),
-    rounds=20,
-    steps_per_round=5,
+    rounds=16,
+    steps_per_round=8,
     sample_rate=0.054,
     clip_norm=1.0,
     nominal_size=NOMINAL_SIZE,

@@ -8,7 +8,7 @@ from peers.auditing import NOW, SITES, STUDY, Scene, play_round, round_started, 
 from peers.disks import FastFiles
 
 from wardround_client.home import Home
-from wardround_client.witnessing import EVIDENCE_TYPE, MAX_LATE_OFFERS, Evidence, LogWitness
+from wardround_client.witnessing import LOG_EVIDENCE_TYPE, MAX_LATE_OFFERS, LogEvidence, LogWitness
 from wardround_common.audit.events import WitnessNonce
 from wardround_common.audit.note import open_checkpoint
 from wardround_common.audit.trust import parse_log_key
@@ -41,11 +41,11 @@ class Ward:
         log.add_cosignatures([answer.line], int(offer.checkpoint.split("\n")[1]))
         return answer.line
 
-    def evidence(self) -> list[Evidence]:
+    def evidence(self) -> list[LogEvidence]:
         found = []
         for folder in sorted(self.home.evidence(self.scene.trust().log).glob("*")):
             envelope = Envelope.from_bytes((folder / "statement.json").read_bytes())
-            found.append(Evidence.from_bytes(open_envelope(envelope, EVIDENCE_TYPE, [self.key.public_key()])))
+            found.append(LogEvidence.from_bytes(open_envelope(envelope, LOG_EVIDENCE_TYPE, [self.key.public_key()])))
             assert CheckpointOffer.from_bytes((folder / "offer.json").read_bytes()).sha256() == found[-1].offer
         return found
 
@@ -268,4 +268,4 @@ def test_the_statement_is_readable_without_our_code(ward, log, fork):
     refused(lambda: ward.cosign(fork), "log-forked")
     (folder,) = ward.home.evidence(ward.scene.trust().log).iterdir()
     assert json.loads((folder / "offer.json").read_text())["format"] == "wardround/checkpoint-offer/1"
-    assert json.loads((folder / "statement.json").read_text())["payloadType"] == EVIDENCE_TYPE
+    assert json.loads((folder / "statement.json").read_text())["payloadType"] == LOG_EVIDENCE_TYPE

@@ -2,24 +2,29 @@
 
 import base64
 import hashlib
+import importlib
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args, get_origin
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
+import wardround_client
+import wardround_common
+import wardround_server
 from wardround_common import rounds
 from wardround_common.config import models_in
 from wardround_common.documents import MAX_DOCUMENT_BYTES, Document
 from wardround_common.ending import ABORT_TYPE, WITHDRAWAL_TYPE, Abort, Ended, Withdrawal
-from wardround_common.policy import POLICY_APPROVAL_TYPE, POLICY_TYPE, Approval, Policy
-from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
-from wardround_common.rounds import UPDATE_HEADER_TYPE
+from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Policy
+from wardround_common.privacy.mechanism import SubsampledGaussian
 from wardround_common.signing import MAX_SIGNATURES, Envelope, open_envelope, parse_public_key, sign_document
-from wardround_common.study import STUDY_TYPE, Study
+from wardround_common.study import Study
 
 SPEC = Path(__file__).parents[2] / "docs" / "spec"
 PAGE = (SPEC / "documents.md").read_text()
@@ -63,19 +68,48 @@ def test_every_statement_that_ends_something_has_its_row() -> None:
                 assert f"`{value}`" in row
 
 
+def _modules() -> list[ModuleType]:
+    """Every module of the three packages but those that need torch or are generated."""
+    names = (
+        info.name
+        for package in (wardround_common, wardround_client, wardround_server)
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    )
+    return [importlib.import_module(name) for name in names if not re.search(r"_pb2|__main__|\.training", name)]
+
+
+MODULES = _modules()
+
+
 def test_limits_and_payload_types_are_those_of_the_code() -> None:
     assert f"at most {MAX_DOCUMENT_BYTES:,} bytes" in PAGE
     assert f"`signatures` at most {MAX_SIGNATURES} entries" in PAGE
-    for kind in (
-        STUDY_TYPE,
-        POLICY_TYPE,
-        POLICY_APPROVAL_TYPE,
-        ABORT_TYPE,
-        WITHDRAWAL_TYPE,
-        UPDATE_HEADER_TYPE,
-        MECHANISM_TYPE,
-    ):
-        assert f"| `{kind}` |" in PAGE
+    listed = re.findall(r"^\| `(application/[^`]+)` \|", PAGE, re.MULTILINE)
+    assert sorted(listed) == sorted({kind for _, kind in _payload_types()})
+
+
+def _payload_types() -> set[tuple[str, str]]:
+    """(name of the constant, payload type) of every payload type that the code signs."""
+    return {
+        (name, value)
+        for module in MODULES
+        for name, value in vars(module).items()
+        if name.endswith("_TYPE") and isinstance(value, str) and value.startswith("application/vnd.")
+    }
+
+
+def test_no_two_documents_share_a_payload_type_or_a_format() -> None:
+    """Else a signature under one could be shown as the other."""
+    kinds = [kind for _, kind in _payload_types()]
+    assert len(kinds) == len(set(kinds))
+    models = {value for module in MODULES for value in vars(module).values() if _is_document(value)}
+    formats = [model.model_fields["format"].default for model in models if "format" in model.model_fields]
+    assert len(formats) > 20
+    assert sorted(formats) == sorted(set(formats))
+
+
+def _is_document(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Document)
 
 
 def leaf_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
