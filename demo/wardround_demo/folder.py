@@ -3,7 +3,7 @@
     OUT/server/                  the operator's home
     OUT/hospitals/<name>/        a hospital's home
     OUT/people/<name>.key        the hospital's responsible person: outside the daemon's home
-    OUT/reviewer/                the reviewer's age identity, and trust.yaml
+    OUT/reviewer/                the reviewer's age identity, trust.yaml, and what hospitals handed over themselves
     OUT/invites/<name>.json      handed over out of band
     OUT/data/                    public texts (`dataset`)
     OUT/release/                 the adapter, in PEFT's layout
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardround_demo.processes import DemoError
+from wardround_demo.settings import STUDY_NAME
 
 MARKER = ".wardround-demo"
 """File that says: made by `./run demo`, may be replaced by the next one."""
@@ -57,6 +58,16 @@ class Folder:
     def trust(self) -> Path:
         """The keys that the reviewer compared out of band."""
         return self.root / "reviewer" / "trust.yaml"
+
+    @property
+    def handed_over(self) -> Path:
+        """What hospitals gave the reviewer themselves: heads of the audit log, and their own ε."""
+        return self.root / "reviewer" / "from-hospitals"
+
+    @property
+    def signed_study(self) -> Path:
+        """The study as the operator and every hospital signed it."""
+        return self.server / "studies" / STUDY_NAME / "study.json"
 
     @property
     def study(self) -> Path:

@@ -1,8 +1,8 @@
 """From scores, ledgers and the audit trail to `Results`.
 
 Rules.
-- ε is taken twice: from each hospital's own ledger (`wardround client status`), and recomputed from
-  the signed records that the reviewer reads in the audit trail. Both are in the result.
+- ε is taken twice: each hospital states its own to the reviewer (`wardround client statement`), and the reviewer
+  recomputes it from the signed records in the audit trail (`wardround audit epsilon`). Both are in the result.
 - The audit trail counts as accepted only if `wardround audit verify` exits with 0.
 - A row that was not computed now is the recorded one if it fits, else it has no numbers.
 """
@@ -12,14 +12,15 @@ from functools import partial
 from typing import Any
 
 from wardround_common.audit.trust import load_trust
+from wardround_common.signing import Envelope
+from wardround_common.study import open_proposed
 from wardround_demo import recorded
 from wardround_demo.chapters import HOSPITALS
 from wardround_demo.dataset import Dataset
 from wardround_demo.folder import Folder
 from wardround_demo.results import Audit, Hospital, Privacy, Row
 from wardround_demo.scenario import Scenario
-from wardround_demo.settings import DELTA, EPSILON
-from wardround_demo.spent import agrees, signed_records, spent_by_site
+from wardround_demo.settings import EPSILON
 
 TITLES = {
     "base": "base model as it is",
@@ -71,29 +72,27 @@ def with_accuracies(hospitals: Sequence[Hospital], accuracies: Mapping[str, floa
 
 
 def review(scenario: Scenario) -> Reviewed:
-    """Check the audit trail as the reviewer, and compare its ε with each hospital's ledger.
+    """Check the audit trail as the reviewer, and compare its ε with what each hospital states itself.
 
     Raises:
-        WardroundError: the trail cannot be read, or a record in it was not signed by its hospital.
+        WardroundError: the trail or the study cannot be read.
     """
-    answers: list[Any] = scenario.children.together(
-        [scenario.audit_verify, scenario.audit_entries, *(partial(scenario.ledger, name) for name in HOSPITALS)]
-    )
-    (exit_code, command, answer), entries, ledgers = answers[0], answers[1], answers[2:]
-    trust = load_trust(scenario.folder.trust)
-    prices = spent_by_site(entries, trust, DELTA)
+    scenario.children.together([partial(scenario.hand_over, name) for name in HOSPITALS])
+    answers: list[Any] = scenario.children.together([scenario.audit_verify, scenario.audit_epsilon])
+    (exit_code, command, answer), spent = answers
     hospitals = tuple(
         Hospital(
             name=name,
             accuracy=None,  # its test scores are computed meanwhile
-            epsilon_ledger=ledger,
-            epsilon_audit=prices[name].epsilon if name in prices else None,
-            agree=name in prices and agrees(ledger, prices[name].epsilon),
+            epsilon_ledger=spent.get(name, {}).get("stated_epsilon"),
+            epsilon_audit=spent.get(name, {}).get("epsilon"),
+            agree=spent.get(name, {}).get("equal") is True,
         )
-        for name, ledger in zip(HOSPITALS, ledgers, strict=True)
+        for name in HOSPITALS
     )
-    audit = Audit(accepted=exit_code == 0, exit_code=exit_code, command=command, entries=len(entries), report=answer)
-    return audit, hospitals, _privacy(entries, prices, trust)
+    entries = answer["size"] if answer else 0
+    audit = Audit(accepted=exit_code == 0, exit_code=exit_code, command=command, entries=entries, report=answer)
+    return audit, hospitals, _privacy(scenario, spent)
 
 
 def files_of(folder: Folder) -> dict[str, str]:
@@ -112,19 +111,19 @@ def worst(hospitals: Sequence[Hospital]) -> str | None:
     return min(known, key=known.__getitem__) if known else None
 
 
-def _privacy(entries: Sequence[Mapping[str, Any]], prices: Mapping[str, Any], trust: Any) -> Privacy:
-    dearest = max(prices.values(), key=lambda found: found.epsilon)
-    records = signed_records(entries, trust)
-    first = records[0]
+def _privacy(scenario: Scenario, spent: Mapping[str, Mapping[str, Any]]) -> Privacy:
+    envelope = Envelope.from_bytes(scenario.folder.signed_study.read_bytes())
+    agreed = open_proposed(envelope, load_trust(scenario.folder.trust).operator).privacy
+    dearest = max(spent.values(), key=lambda row: float(row["epsilon"] or 0.0))
     return Privacy(
-        epsilon=dearest.epsilon,
-        delta=dearest.delta,
-        unit=dearest.unit,
-        adjacency=dearest.adjacency,
-        accountant=dearest.accountant,
+        epsilon=dearest["epsilon"],
+        delta=dearest["delta"],
+        unit=dearest["unit"],
+        adjacency=dearest["adjacency"],
+        accountant=dearest["accountant"],
         planned_epsilon=EPSILON,
-        noise_multiplier=first.noise_multiplier,
-        sample_rate=first.sample_rate,
-        clip_norm=first.clip_norm,
-        steps=sum(record.steps for record in records if record.site == first.site),
+        noise_multiplier=agreed.noise_multiplier,
+        sample_rate=agreed.sample_rate,
+        clip_norm=agreed.clip_norm,
+        steps=dearest["steps"],
     )

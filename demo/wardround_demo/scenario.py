@@ -275,24 +275,38 @@ class Scenario:
         self._json("server-commands", *("server", "release", STUDY_NAME), *("--home", self.folder.server),
                    *("--out", self.folder.release))  # fmt: skip
 
+    def hand_over(self, name: str) -> None:
+        """Let hospital `name` give the reviewer its head of the audit log and its own ε, not through the operator."""
+        home, out = self.folder.hospital(name), self.folder.handed_over
+        self._json(f"{name}-commands", "client", "statement", STUDY_NAME, "--home", home, "--out", out)
+
     def audit_verify(self) -> tuple[int, str, Any]:
         """Return (exit code, command, report) of the reviewer's check."""
-        command = ("audit", "verify", self.folder.audit, "--trust", self.folder.trust)
+        heads = [f"--head={self.folder.handed_over / f'{name}.head'}" for name in HOSPITALS]
+        command: tuple[str | Path, ...] = ("audit", "verify", self.folder.audit, "--trust", self.folder.trust, *heads)
         code, output = self.children.attempt("reviewer", [*self.wardround, *command, "--json"])
         shown = " ".join(["wardround", *map(str, command)])
         return code, shown, parse_json_output(output)
 
-    def ledger(self, name: str) -> float | None:
-        """Return what hospital `name`'s own ledger says it has spent in the demo's study, or None."""
-        found = self._json(f"{name}-commands", "client", "status", "--home", self.folder.hospital(name))
-        spent = [row["epsilon"] for row in found["ledger"] if row["study"] == STUDY_NAME]
-        return float(spent[0]) if spent else None
+    def audit_epsilon(self) -> dict[str, dict[str, Any]]:
+        """Return site -> what the reviewer recomputes from its signed records, beside what it states itself.
 
-    def audit_entries(self) -> list[dict[str, Any]]:
-        """Return the audit trail as the reviewer reads it."""
-        found = self._json("reviewer", "audit", "show", self.folder.audit, "--identity", self.folder.identity)
-        entries: list[dict[str, Any]] = found["entries"]
-        return entries
+        Raises:
+            DemoError: the trail cannot be read.
+        """
+        statements = [f"--statement={self.folder.handed_over / f'{name}.statement.json'}" for name in HOSPITALS]
+        keys = ("--trust", self.folder.trust, "--identity", self.folder.identity)
+        command: tuple[str | Path, ...] = ("audit", "epsilon", self.folder.audit, *keys, *statements)
+        _, output = self.children.attempt("reviewer", [*self.wardround, *command, "--json"])
+        found = parse_json_output(output) or {}
+        if "spent" not in found:
+            error = _error_of(output)
+            raise DemoError(
+                "demo-epsilon-unknown",
+                f"the reviewer cannot recompute ε: {error.get('message', 'the command printed no JSON document')}",
+                next_step=error.get("next_step", f"read {self.folder.logs / 'reviewer.log'}"),
+            )
+        return {row["site"]: row for row in found["spent"]}
 
     def _json(self, log: str, *arguments: str | Path) -> Any:
         """Run `wardround ARGUMENTS --json` and return what it printed.

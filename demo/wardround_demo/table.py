@@ -151,12 +151,27 @@ def _privacy(results: Results) -> Text:
     return text
 
 
+_ANSWERS = {
+    "intact": "intact",
+    "append_only": "only grew since the last visit",
+    "witnessed": "cosigned by a quorum",
+    "complete": "complete by the hospitals' own heads",
+}
+_UNKNOWN = {
+    "append_only": "whether it only grew shows at the reviewer's next visit",
+    "witnessed": "not cosigned by a quorum yet",
+    "complete": "whether later entries are missing is not known",
+}
+
+
 def _audit(results: Results) -> Text:
     audit = results.audit
     if audit.accepted:
-        return Text.assemble(
-            ("✓ ", "green"), f"{audit.entries} entries verified: intact, only grew, cosigned by a quorum"
-        )
+        answers = (audit.report or {}).get("answers", {})
+        known = [said for name, said in _ANSWERS.items() if answers.get(name, {}).get("status") == "yes"]
+        unknown = [said for name, said in _UNKNOWN.items() if answers.get(name, {}).get("status") == "unknown"]
+        text = Text.assemble(("✓ ", "green"), f"{audit.entries} entries: {', '.join(known)}")
+        return text.append(f"\n{'; '.join(unknown)}", style="dim") if unknown else text
     return Text.assemble(("✗ ", "bold red"), f"not accepted (exit code {audit.exit_code}): run {audit.command}")
 
 

@@ -173,3 +173,10 @@ def test_two_json_documents_give_the_first():
     assert parse_json_output(b' {"holds": false}\n{"error": {}}\n') == {"holds": False}
     assert parse_json_output(b"\xff") is None
     assert parse_json_output(b"") is None
+
+
+def test_an_epsilon_that_cannot_be_recomputed_is_one_clear_error(scenario):
+    with pytest.raises(DemoError) as caught:
+        scenario.audit_epsilon()
+    assert caught.value.code == "demo-epsilon-unknown"
+    assert "reviewer.log" in caught.value.next_step
