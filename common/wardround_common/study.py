@@ -22,7 +22,7 @@ from wardround_common.adam import least_noise_std
 from wardround_common.documents import Digest, Document, Line, Name
 from wardround_common.errors import VerificationError
 from wardround_common.privacy.mechanism import Adjacency, SubsampledGaussian, Unit
-from wardround_common.secagg.fixed import require_fine
+from wardround_common.secagg.rounding import require_fine
 from wardround_common.secagg.rules import SecureAggregation, check_thresholds
 from wardround_common.signing import Base64, Envelope, PublicKey, open_envelope, parse_public_key
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from peers.masked import Ward
 
 from wardround_common.adam import ADAM_STEP, adam_noise_std
-from wardround_common.secagg.fixed import (
+from wardround_common.secagg.fixed import FixedPoint
+from wardround_common.secagg.rounding import (
     MAX_FRACTION,
     MAX_ROUNDING_SHARE,
-    FixedPoint,
     fraction_bits,
     require_fine,
     rounding_share,
