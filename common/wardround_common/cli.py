@@ -27,6 +27,7 @@ import typer
 from wardround_common import __version__
 from wardround_common.errors import ConfigError, WardroundError
 from wardround_common.output import Output
+from wardround_common.process import forbid_core_dumps
 
 ROLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "server": ("wardround_server.cli", "server_app", ("grpc", "flwr", "safetensors")),
@@ -139,6 +140,7 @@ def run(call: Callable[[], object], *, as_json: bool = False) -> int:
 
 def main() -> None:
     """Run the command line; the entry point `wardround`."""
+    forbid_core_dumps()
     arguments = sys.argv[1:]
     sys.exit(
         run(lambda: app(args=arguments, prog_name="wardround", standalone_mode=False), as_json="--json" in arguments)

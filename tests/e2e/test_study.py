@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from peers.federation import Federation, ok, wardround
 from peers.retention import undescribed
+from peers.secrets import said_by, secrets_of
 
 from wardround_common.privacy.accountant import price
 from wardround_common.privacy.mechanism import SubsampledGaussian
@@ -33,6 +34,7 @@ def test_a_study_from_keys_to_a_released_adapter(fed: Federation, tmp_path: Path
     told = ok("server", "release", "tiny", "--home", fed.server, "--out", release)
     _epsilon_follows_from_the_log_alone(fed, entries, told["privacy"]["epsilon"])
     _stock_peft_loads(release, fed.model)
+    _no_secret_is_told(fed)
     assert undescribed(fed.server, "Server") == []
     assert not (fed.server / "studies" / "tiny" / "update.key").exists(), "the study is over: nothing may be opened"
     for site in fed.sites:
@@ -43,6 +45,17 @@ def test_a_study_from_keys_to_a_released_adapter(fed: Federation, tmp_path: Path
         assert row["rounds_spent"] == 2
         assert fed.stop(site) == 0
     assert fed.stop("server") == 0
+
+
+def _no_secret_is_told(fed: Federation) -> None:
+    secrets = secrets_of(fed)
+    assert {Path(name).name for name in secrets} >= {"identity.key", "transport.key", "log.key", "local.key"}
+    told = dict(said_by(fed))
+    assert len([where for where in told if where.startswith("cmdline")]) == 4
+    assert all(told[f"cmdline of {name}"] for name in fed.processes)
+    for name, forms in secrets.items():
+        for where, said in told.items():
+            assert not [form for form in forms if form in said], f"{name} is in {where}"
 
 
 def _epsilon_follows_from_the_log_alone(fed: Federation, entries: list[dict], released: float) -> None:

@@ -51,6 +51,10 @@ UNARY_TIMEOUT_S = 30.0
 CHUNK_TIMEOUT_S = 120.0
 """A blob stream that moves no chunk for so long is dead; 512 KiB in 120 s is a 35 kbit/s line."""
 
+HANDSHAKE_S = 20.0
+"""TCP, TLS and HTTP/2's first frame take at most so long; gRPC's own two minutes would let strangers hold six times as
+many sockets open."""
+
 KEEPALIVE_S = 8.0
 """Ping interval: with the time-out below, a hospital whose power fails is noticed within 15 s; firewalls forget an
 idle connection after 30 to 60 s."""

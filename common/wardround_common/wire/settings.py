@@ -43,6 +43,7 @@ def server_options() -> Options:
     return (
         *_SHARED,
         ("grpc.http2.min_ping_interval_without_data_ms", int(limits.KEEPALIVE_S * 250)),
+        ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_S * 1_000)),
         ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
         # Two servers must not silently share one port.
         ("grpc.so_reuseport", 0),
