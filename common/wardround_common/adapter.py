@@ -29,7 +29,6 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from wardround_common.documents import sha256_digest
 from wardround_common.errors import ConfigError, VerificationError
 from wardround_common.study import Adapter, Task
 
@@ -46,6 +45,9 @@ _FAMILIES = {  # task kind -> layer pattern of the only model family that can do
     "classification": re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)\.weight"),
     "instruction": re.compile(r"model\.layers\.(\d+)\.(.+)\.weight"),
 }
+
+
+_PIECE = 1 << 16  # values made at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +111,18 @@ def initial_tensors(layout: AdapterLayout, seed: int) -> Tensors:
     return {spec.name: _first_value(spec, seed) for spec in layout.all}
 
 
+def initial_values(specs: tuple[TensorSpec, ...], seed: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the first values of `specs` in their encoding's order (names sorted), in pieces of float32 [values]."""
+    for spec in _sorted(specs):
+        yield from _first_pieces(spec, seed)
+
+
 def initial_digest(layout: AdapterLayout, seed: int) -> str:
     """Return `sha256:…` over the encoding of `initial_tensors`."""
-    return sha256_digest(encode_tensors(initial_tensors(layout, seed)))
+    digest = hashlib.sha256()
+    for part in write_values(initial_values(layout.all, seed), layout.all):
+        digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def encode_tensors(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
@@ -239,22 +250,29 @@ def _head(shapes: Mapping[str, tuple[int, ...]], task: Task) -> list[TensorSpec]
 
 
 def _first_value(spec: TensorSpec, seed: int) -> NDArray[np.float32]:
-    if ".lora_A." in spec.name:
-        uniform = _uniform(spec.name, seed, spec.size)
-        return ((2.0 * uniform - 1.0) / math.sqrt(spec.shape[1])).astype(np.float32).reshape(spec.shape)
-    if spec.name.endswith("classifier.weight"):
-        # Twelve uniforms minus six: variance 1 with additions only, so no machine's log or cos can differ.
-        total = _uniform(spec.name, seed, 12 * spec.size).reshape(-1, 12)
-        normal = sum((total[:, i] for i in range(1, 12)), start=total[:, 0]) - 6.0
-        return (HEAD_STD * normal).astype(np.float32).reshape(spec.shape)
-    return np.zeros(spec.shape, np.float32)
+    pieces = [np.empty(0, np.float32), *_first_pieces(spec, seed)]
+    return np.concatenate(pieces).reshape(spec.shape)
 
 
-def _uniform(name: str, seed: int, count: int) -> NDArray[np.float64]:
-    """Return `count` values in [0, 1) from the tensor's own Philox stream; raw words only, which never change."""
-    key = hashlib.sha256(f"wardround/adapter/1\n{seed}\n{name}".encode()).digest()[:16]
-    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(count)
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def _first_pieces(spec: TensorSpec, seed: int) -> Iterator[NDArray[np.float32]]:
+    """Yield a tensor's first values, flat, from its own Philox stream; raw words only, which never change."""
+    key = hashlib.sha256(f"wardround/adapter/1\n{seed}\n{spec.name}".encode()).digest()[:16]
+    words = np.random.Philox(key=int.from_bytes(key, "little"))
+
+    def uniform(count: int) -> NDArray[np.float64]:  # in [0, 1)
+        return (words.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    for first in range(0, spec.size, _PIECE):
+        count = min(_PIECE, spec.size - first)
+        if ".lora_A." in spec.name:
+            yield ((2.0 * uniform(count) - 1.0) / math.sqrt(spec.shape[1])).astype(np.float32)
+        elif spec.name.endswith("classifier.weight"):
+            # Twelve uniforms minus six: variance 1 with additions only, so no machine's log or cos can differ.
+            total = uniform(12 * count).reshape(-1, 12)
+            normal = sum((total[:, i] for i in range(1, 12)), start=total[:, 0]) - 6.0
+            yield (HEAD_STD * normal).astype(np.float32)
+        else:
+            yield np.zeros(count, np.float32)
 
 
 def _header(specs: Sequence[TensorSpec]) -> bytes:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from wardround_common.adapter import adapter_layout, initial_digest, initial_tensors
+from wardround_common.adapter import adapter_layout, initial_digest
 from wardround_common.audit.events import ModelReleased
 from wardround_common.envelope.update import load_update_key, open_update, update_info
 from wardround_common.errors import VerificationError, WardroundError
@@ -64,7 +64,7 @@ class StudyRunner(threading.Thread):
         name = self._proposal.study.name
         try:
             self._around.office.endings.started(self._proposal.study.sha256())
-            server_app(self._strategy(), self._initial())(self._grid, _context())
+            server_app(self._strategy())(self._grid, _context())
             self.completed = True
             log.info("study completed", study=name)
         except Interrupted:
@@ -103,10 +103,6 @@ class StudyRunner(threading.Thread):
         )
         return WardStrategy(desk=desk, state=around.state, finish=self._release)
 
-    def _initial(self) -> ArrayRecord:
-        tensors = initial_tensors(self._layout, self._proposal.study.adapter.seed)
-        return ArrayRecord({spec.name: Array(tensors[spec.name]) for spec in self._layout.trained})
-
     def _release(self, adapter: BlobRef, record: RoundRecord) -> Entry:
         around, study = self._around, self._proposal.study
         inputs = ReleaseInputs(
@@ -126,13 +122,13 @@ class StudyRunner(threading.Thread):
         return event, frozenset(member.name for member in study.cohort.members)
 
 
-def server_app(strategy: WardStrategy, initial: ArrayRecord) -> ServerApp:
+def server_app(strategy: WardStrategy) -> ServerApp:
     """Return the Flower `ServerApp` that runs `strategy` on whatever grid it is given."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy.start(grid, initial)
+        strategy.start(grid)
 
     return app
 

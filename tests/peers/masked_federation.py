@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from peers.answers import unseal_plain
 from peers.grid import MemoryGrid
@@ -288,10 +288,9 @@ class MaskedWorld:
         return event, frozenset(self.cast.members)
 
     def run(self, grid: Grid | None = None, **changes: Any) -> dict[str, np.ndarray]:
-        arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.initial.items()})
         self.grid = grid or self.memory_grid()
         strategy = WardStrategy(desk=self.desk(**changes), state=self.state, finish=self.finish)
-        result = strategy.start(self.grid, arrays)
+        result = strategy.start(self.grid)
         return {name: array.numpy() for name, array in result.arrays.items()}
 
     # -- what to compare with

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from wardround_common import __version__
-from wardround_common.adapter import decode_tensors, encode_tensors
+from wardround_common.adapter import decode_tensors, initial_values, write_values
 from wardround_common.audit.events import (
     Event,
     RoundAggregated,
@@ -76,7 +76,7 @@ class WardStrategy(Strategy):
     def start(
         self,
         grid: Grid,
-        initial_arrays: ArrayRecord,
+        initial_arrays: ArrayRecord | None = None,
         num_rounds: int = 0,
         timeout: float = 0,
         train_config: ConfigRecord | None = None,
@@ -85,7 +85,7 @@ class WardStrategy(Strategy):
     ) -> Result:
         """Run, or resume, all rounds of the study and release its adapter.
 
-        Only `grid` and `initial_arrays` are used: rounds and deadlines are the study's.
+        Only `grid` is used: rounds and deadlines are the study's, and its seed gives the first adapter.
 
         Raises:
             Interrupted: the server is shutting down; a later call resumes.
@@ -94,7 +94,9 @@ class WardStrategy(Strategy):
             VerificationError: members refused to cosign the audit log.
         """
         self._greet(grid)
-        initial = self._desk.blobs.put(encode_tensors({k: a.numpy() for k, a in initial_arrays.items()}))
+        trained = self._desk.layout.trained
+        first = initial_values(trained, self._desk.study.adapter.seed)
+        initial = self._desk.blobs.put(write_values(first, trained))
         while (record := self._next_when_free(initial)) is not None:
             self._advance(grid, record)
         final = self._released()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 from peers.answers import MemoryBlobs, honest_answer, seal_plain, small_update, unseal_plain
 from peers.grid import MemoryGrid
 from peers.studies import SITES, Cast, make_adapter, make_study, study_task
@@ -182,8 +182,7 @@ class World:
         return event, frozenset(SITES)
 
     def run(self) -> dict[str, np.ndarray]:
-        arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.initial.items()})
-        result = self.strategy().start(self.grid, arrays)
+        result = self.strategy().start(self.grid)
         return {name: array.numpy() for name, array in result.arrays.items()}
 
     def kinds(self) -> list[str]:
