@@ -66,3 +66,20 @@ def test_tuning_resumes_chooses_by_validation_and_never_opens_the_test_set(tmp_p
     assert tuned.svc_c(file) == C_GRID[1]
     tune.main(data=tmp_path / "data", arm=["tfidf-svc"], file=file)
     assert trained == list(C_GRID)  # nothing is measured twice
+
+
+def test_the_mean_of_several_runs_decides(tmp_path, monkeypatch):
+    from peers.demo_records import small_dataset
+
+    small_dataset(tmp_path / "data", train=3, held_out=2)
+    file = tmp_path / "tuned.json"
+    file.write_text('{"format": "wardround/demo-tuned/1", "arms": {}}')
+    scored = iter([0.1, 0.9, 0.5, 0.2, 0.0, 0.7])  # one run of each point, then another
+    monkeypatch.setattr(tune, "tfidf_svc", lambda texts, c: lambda asked: asked)
+    monkeypatch.setattr(tune, "scores", lambda truth, predicted: Scored(accuracy=0.5, macro_f1=next(scored)))
+    tune.main(data=tmp_path / "data", arm=["tfidf-svc"], file=file)
+    assert tuned.svc_c(file) == C_GRID[1]
+    tune.main(data=tmp_path / "data", arm=["tfidf-svc"], file=file, runs=2)
+    points = tuned.read(file)["arms"]["tfidf-svc"]["points"]
+    assert [(p["val_macro_f1"], p["runs"]) for p in points] == [(0.15, 2), (0.45, 2), (0.6, 2)]
+    assert tuned.svc_c(file) == C_GRID[2]
