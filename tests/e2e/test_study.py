@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from peers.federation import Federation, ok, wardround
 from peers.retention import undescribed
-from peers.secrets import said_by, secrets_of
+from peers.told import said_by, secrets_of
 
 from wardround_common.privacy.accountant import price
 from wardround_common.privacy.mechanism import SubsampledGaussian
