@@ -1,8 +1,10 @@
 """A real daemon under strace: while a round is drawn nothing of it leaves, and its answer leaves only once synced."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -50,7 +52,15 @@ def read_rounds(trace: str) -> list[Round]:
     return rounds
 
 
-def under_strace(fed: Federation, name: str, trace: Path) -> "subprocess.Popen[bytes]":
+class Session(subprocess.Popen[bytes]):
+    """A child with a session of its own: what it traces is killed with it, and would go on alone otherwise."""
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def under_strace(fed: Federation, name: str, trace: Path) -> Session:
     role, home = ("server", fed.server) if name == "server" else ("client", fed.home(name))
     command = [sys.executable, "-m", "wardround_common", role, "start", "--home", str(home)]
     if name == SITE:
@@ -69,7 +79,7 @@ def under_strace(fed: Federation, name: str, trace: Path) -> "subprocess.Popen[b
         ]
     environment = {"PATH": os.environ["PATH"], "HOME": str(fed.folder), "HF_HUB_OFFLINE": "1"}
     with (fed.folder / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
+        return Session(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
 
