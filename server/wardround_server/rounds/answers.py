@@ -34,7 +34,11 @@ from wardround_server.rounds.desk import Unseal
 
 T = TypeVar("T")
 
-_CONTENT: dict[str, Reason] = {"update-not-finite": "not-finite", "sealed-update-unreadable": "undecryptable"}
+_CONTENT: dict[str, Reason] = {
+    "update-not-finite": "not-finite",
+    "sealed-update-unreadable": "undecryptable",
+    "blob-wrong-digest": "bad-digest",
+}
 """Reasons of errors that show only while the content is read; all others are about its shape."""
 
 

@@ -1,6 +1,7 @@
 """Every way in which an answer can be wrong, and the reason that the audit trail gets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -174,3 +175,19 @@ def test_garbage_is_malformed(bench: Bench, document: bytes):
     with pytest.raises(AnswerRejected) as caught:
         bench.checker.check(SITE, document, ())
     assert caught.value.reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [("blob-wrong-digest", "bad-digest"), ("sealed-update-unreadable", "undecryptable")]
+)
+def test_what_breaks_only_while_the_content_is_read_keeps_its_reason(bench: Bench, code: str, reason: str):
+    def broken() -> Iterator[bytes]:
+        raise VerificationError(code, "changed on disk", next_step="-")
+        yield b""
+
+    sealed = bench.good()
+    checker = replace(bench.checker, unseal=lambda source, round_, site: broken)
+    _, values = checker.check(SITE, bench.answer(sealed), (sealed,))
+    with pytest.raises(AnswerRejected) as caught:
+        list(values())
+    assert caught.value.reason == reason
