@@ -1,6 +1,7 @@
 """Every secret of a federation, as it could appear elsewhere, and where it must not appear."""
 
 import base64
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ def said_by(fed: Federation) -> Iterator[tuple[str, bytes]]:
     """Yield (where, what) of the daemons' arguments and environments, and of every log file."""
     for name, process in fed.processes.items():
         for what in ("cmdline", "environ"):
-            yield f"{what} of {name}", Path(f"/proc/{process.pid}/{what}").read_bytes()
+            said = b""
+            with contextlib.suppress(PermissionError):  # not dumpable: environ is for root only
+                said = Path(f"/proc/{process.pid}/{what}").read_bytes()
+            yield f"{what} of {name}", said
     for path in fed.folder.rglob("*.log"):
         yield path.name, path.read_bytes()
