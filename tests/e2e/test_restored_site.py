@@ -1,10 +1,14 @@
-"""A hospital set back to an old copy in the middle of a study, over real processes: nothing is freed or redrawn."""
+"""A hospital set back to an old copy in the middle of a masked study, over processes: nothing is freed or redrawn."""
 
 import shutil
 import signal
 
 import pytest
 from peers.federation import Federation, ok
+
+from wardround_common.config import load_yaml
+from wardround_common.study import UpdateProtection
+from wardround_common.study_file import StudyFile
 
 SITE = "north"
 ROUNDS, SPARE = 12, 2
@@ -15,6 +19,7 @@ def test_an_old_copy_notices_and_sits_the_study_out(fed: Federation):
     """North is killed after its first round and put back to where it was before the study began."""
     fed.propose(rounds=ROUNDS, spare_rounds=SPARE)
     fed.approve_all()
+    assert load_yaml(fed.folder / "tiny.yaml", StudyFile).protection is UpdateProtection.SECAGG
     copy = fed.folder / "copy"
     shutil.copytree(fed.home(SITE), copy)
     for site in fed.sites:
