@@ -23,7 +23,7 @@ from wardround_client.policies import load_policy
 from wardround_client.site_data import SiteData, space_of
 from wardround_common.config import load_yaml
 from wardround_common.documents import sha256_digest
-from wardround_common.errors import VerificationError, WardroundError
+from wardround_common.errors import ConfigError, VerificationError, WardroundError
 from wardround_common.files import write_durably
 from wardround_common.identity.keys import load_identity_key, load_public_key
 from wardround_common.models import locate_model, require_digest
@@ -96,6 +96,7 @@ class Approver:
             ("policy signed", "the responsible person's signature", lambda: load_policy(self.home)),
             ("lifetime budget", f"ε = {policy.lifetime_epsilon:g}", lambda: self._require_room(considered)),
             ("price of the plan", f"at most ε = {study.privacy.epsilon:g}", lambda: check_claim(study.privacy)),
+            ("send slot of this site", "before the deadline", lambda: require_slot(self.config, study)),
             ("base model on this machine", study.model.content[:19] + "…", lambda: self._require_model(study)),
             ("data of this hospital", "usable", lambda: self._site_data(considered).require()),
         )
@@ -114,6 +115,7 @@ class Approver:
         load_policy(self.home)
         require(considered.policy, study)
         check_claim(study.privacy)
+        require_slot(self.config, study)
         self._require_model(study)
         return self._site_data(considered).require()
 
@@ -167,6 +169,21 @@ class Approver:
             raise _altered("the server answered with another study than the one that was signed")
         write_durably(self.home.study(study.sha256()), answered.to_bytes())
         return answered
+
+
+def require_slot(config: ClientConfig, study: Study) -> None:
+    """Return if an answer that waits for this site's send slot can come in time.
+
+    Raises:
+        ConfigError: the first slot ends after the study's deadline, so no answer ever would.
+    """
+    slot, deadline = config.runtime.send_slot_s, study.timing.round_deadline_s
+    if slot is not None and slot >= deadline:
+        raise ConfigError(
+            "send-slot-too-long",
+            f"runtime.send_slot_s is {slot:g} s, and study {study.name} waits {deadline:g} s for an answer",
+            next_step="set a shorter send slot in client.toml, or ask the operator for a longer round_deadline_s",
+        )
 
 
 def _finding(name: str, allowed: str, test: Callable[[], object]) -> Clause:

@@ -28,6 +28,7 @@ from wardround_client.policies import load_policy
 from wardround_client.presence import require_running
 from wardround_client.private_files import require_private_home
 from wardround_client.renewal import renew_if_due
+from wardround_client.sendslot import SendSlot
 from wardround_client.status import StatusBoard
 from wardround_client.studies import SiteStudies
 from wardround_client.transport.calls import Calls
@@ -64,7 +65,8 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:
         studies = open_site(home, config, ledger, training or Training())
         board = studies.board
-        session = _session(studies, connection, asked=lambda: caretaker.ask_renewal())
+        slot = SendSlot(seconds=config.runtime.send_slot_s, wait=stop.wait)
+        session = _session(studies, connection, slot, asked=lambda: caretaker.ask_renewal())
         threading.Thread(target=_forward, args=(stop, session), name="stop", daemon=True).start()
         caretaker = _caretaker(studies, session)
         caretaker.tick()
@@ -158,7 +160,7 @@ def _forward(stop: threading.Event, session: Session) -> None:
     session.stop()
 
 
-def _session(studies: SiteStudies, connection: Connection, *, asked: Callable[[], None]) -> Session:
+def _session(studies: SiteStudies, connection: Connection, slot: SendSlot, *, asked: Callable[[], None]) -> Session:
     app = client_app(studies)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
 
@@ -173,7 +175,7 @@ def _session(studies: SiteStudies, connection: Connection, *, asked: Callable[[]
 
     return Session(
         connection,
-        handle,
+        slot.held(handle),
         identity=load_public_key(studies.home.keys / "identity.pub"),
         blobs=studies.blobs,
         studies=studies.home.approved_studies,

@@ -96,6 +96,11 @@ def documents(opener: Opener) -> list[dict[str, Any]]:
     return [json.loads(f.answer.document) for f in opener.frames() if f.WhichOneof("body") == "answer"]
 
 
+def sizes(opener: Opener) -> list[int]:
+    """How large each message was; how transfers were cut into messages is the same too."""
+    return sorted(len(message) for message in opener.messages())
+
+
 def shape(value: Any) -> Any:
     """The value without what noise decides: digests, signatures, sizes."""
     if isinstance(value, dict):
@@ -130,9 +135,10 @@ def test_only_listed_things_leave_and_no_canary_does(shop: Workshop):
 
 @pytest.mark.slow
 def test_neighbouring_data_cannot_be_told_apart(shop: Workshop):
-    """One record more: the same documents with the same fields and values, but for noise, timing and size."""
+    """One record more: the same documents with the same fields, values and sizes; only noise and timing differ."""
     one, two = (run(shop, records=records)[0] for records in (60, 61))
     assert [shape(d) for d in documents(one)] == [shape(d) for d in documents(two)]
+    assert sizes(one) == sizes(two)
 
 
 @pytest.mark.slow
