@@ -2,8 +2,8 @@
 
 Rules.
 - A row is shown only beside data with the digest it was measured on, and only while the code that
-  made it is unchanged (`code_digest`). Anything else is `stale` and has no numbers: the table says
-  how to compute it again.
+  made it and its arm's own tuning are unchanged (`code_digest`). Anything else is `stale` and has no numbers: the
+  table says how to compute it again.
 - A row carries the command, date, seed, commit and machine that made it.
 - The file is written by `./run demo --all-arms --record` and by nothing else.
 
@@ -26,6 +26,7 @@ from pydantic import ValidationError
 import wardround_client
 import wardround_common
 from wardround_common.errors import DataError
+from wardround_demo import tuned
 from wardround_demo.results import Provenance, Row
 
 FILE = Path(__file__).with_name("recorded.json")
@@ -38,12 +39,12 @@ SOURCES = (
     "demo/dataset.py",
     "demo/icd.py",
     "demo/settings.py",
-    "demo/tuned.json",
     "client/data/text.py",
     "client/training/*.py",
     "common/adapter.py",
 )
-"""What a recorded row's numbers follow from, beside the data. Files are named by role, not by place."""
+"""What a recorded row's numbers follow from, beside the data and its arm's tuned choice. Files are named by role, not
+by place."""
 
 COMMAND = "./run demo --all-arms --record"
 
@@ -84,7 +85,7 @@ def choose(arm: str, title: str, rows: Sequence[Row], *, data: str, code: str) -
         title: how the table calls it now.
         rows: all recorded rows.
         data: digest of the data at hand.
-        code: digest of the code at hand.
+        code: digest of the arm's code at hand.
     """
     mine = [row for row in rows if row.arm == arm and row.provenance is not None]
     for row in mine:
@@ -93,23 +94,24 @@ def choose(arm: str, title: str, rows: Sequence[Row], *, data: str, code: str) -
     return Row(arm=arm, title=title, source="stale" if any(_data_of(row) == data for row in mine) else "not run")
 
 
-def provenance(*, seed: int, data: str, command: str = COMMAND) -> Provenance:
-    """Return where, when and from what a row is being computed now."""
+def provenance(arm: str, *, seed: int, data: str, command: str = COMMAND) -> Provenance:
+    """Return where, when and from what the row of `arm` is being computed now."""
     return Provenance(
         command=command,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         seed=seed,
         commit=_commit(),
         data_digest=data,
-        code_digest=code_digest(),
+        code_digest=code_digest(arm),
         machine=f"{platform.system()} {platform.machine()}, {_cores()} cores",
     )
 
 
-def code_digest(roots: dict[str, Path] | None = None) -> str:
-    """Return the digest over names and contents of `SOURCES`.
+def code_digest(arm: str, roots: dict[str, Path] | None = None) -> str:
+    """Return the digest over names and contents of `SOURCES`, and over what validation chose for `arm`.
 
     Args:
+        arm: the arm's name; one that was never tuned runs at the plan's own rates, which stand in the sources.
         roots: folder of each role's package; None takes the installed ones.
     """
     where = roots or {
@@ -123,6 +125,8 @@ def code_digest(roots: dict[str, Path] | None = None) -> str:
         for path in sorted(where[role].glob(rest)):
             name = f"{role}/{path.relative_to(where[role]).as_posix()}"
             total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    choice = tuned.read(where["demo"] / tuned.FILE.name)["arms"].get(arm, {}).get("choice")
+    total.update(f"tuned {json.dumps(choice, sort_keys=True)}\n".encode())
     return "sha256:" + total.hexdigest()
 
 

@@ -48,18 +48,21 @@ def rows(data: Dataset, scores: Mapping[str, Any], *, seed: int, command: str) -
         seed: the run's seed.
         command: what was typed.
     """
-    now = recorded.provenance(seed=seed, data=data.manifest.digest, command=command)
+    now = partial(recorded.provenance, seed=seed, data=data.manifest.digest, command=command)
     if data.manifest.form == "instruction":
         return tuple(
-            Row(arm=arm, title=TITLES[arm], source="live", provenance=now, **scores[arm])
+            Row(arm=arm, title=TITLES[arm], source="live", provenance=now(arm), **scores[arm])
             for arm in ("base", "federated")
         )
     known = recorded.load()
-    choose = partial(recorded.choose, rows=known, data=now.data_digest, code=now.code_digest)
-    return tuple(
-        Row(arm=arm, title=title, source="live", provenance=now, **scores[arm]) if arm in scores else choose(arm, title)
-        for arm, title in TITLES.items()
-    )
+
+    def row(arm: str, title: str) -> Row:
+        here = now(arm)
+        if arm in scores:
+            return Row(arm=arm, title=title, source="live", provenance=here, **scores[arm])
+        return recorded.choose(arm, title, known, data=here.data_digest, code=here.code_digest)
+
+    return tuple(row(arm, title) for arm, title in TITLES.items())
 
 
 Reviewed = tuple[Audit, tuple[Hospital, ...], Privacy]

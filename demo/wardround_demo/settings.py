@@ -21,6 +21,7 @@ from wardround_common.study import Optimiser, Task, Timing, UpdateProtection
 from wardround_common.study_file import AdapterFile, CohortFile, ModelFile, PrivacyFile, StudyFile, thresholds
 from wardround_demo.chapters import HOSPITALS, LABELS
 from wardround_demo.dataset import COLUMNS, Form
+from wardround_demo.quick import shortened
 
 ModelName = Literal["minilm", "smollm2"]
 
@@ -35,9 +36,6 @@ COLLUDERS = 1
 
 NOMINAL_SIZE = 6_344
 """Public guess of a hospital's number of records: a third of the public training set of seed 0."""
-
-QUICK_TRAIN, QUICK_HELD_OUT = 3_000, 600
-"""Texts of the quick demo: enough to see the path work, too few to judge a model by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,20 +121,7 @@ def plan_for(model: ModelName, *, quick: bool, rates: Rates | None = None) -> Pl
     """
     plan = MINILM if model == "minilm" else SMOLLM2
     plan = plan if rates is None else replace(plan, rates=rates)
-    if not quick:
-        return plan
-    if model == "smollm2":
-        return replace(plan, title=f"{plan.title} · quick", rounds=2, steps_per_round=2, train=300, held_out=45)
-    return replace(
-        plan,
-        title=f"{plan.title} · quick",
-        rounds=3,
-        steps_per_round=8,
-        sample_rate=0.2,
-        nominal_size=QUICK_TRAIN // 3,
-        train=QUICK_TRAIN,
-        held_out=QUICK_HELD_OUT,
-    )
+    return shortened(plan) if quick else plan
 
 
 def task_of(plan: Plan) -> Task:

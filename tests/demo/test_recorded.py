@@ -83,23 +83,29 @@ def roots(tmp_path):
 
 
 def test_the_code_digest_covers_training_and_arms(roots):
-    before = recorded.code_digest(roots)
-    assert before == recorded.code_digest()
-    for name in (
-        "demo/arms.py",
-        "demo/settings.py",
-        "demo/tuned.json",
-        "client/training/dpsgd.py",
-        "common/adapter.py",
-    ):
+    before = recorded.code_digest("centralised", roots)
+    assert before == recorded.code_digest("centralised")
+    for name in ("demo/arms.py", "demo/settings.py", "client/training/dpsgd.py", "common/adapter.py"):
         role, _, rest = name.partition("/")
         path = roots[role] / rest
         content = path.read_bytes()
         path.write_bytes(content + b"\n")
-        assert recorded.code_digest(roots) != before, name
+        assert recorded.code_digest("centralised", roots) != before, name
         path.write_bytes(content)
     (roots["demo"] / "table.py").write_text("")  # how it looks does not change what it says
-    assert recorded.code_digest(roots) == before
+    (roots["demo"] / "quick.py").write_text("")  # no recorded row is of a quick run
+    assert recorded.code_digest("centralised", roots) == before
+
+
+def test_the_code_digest_covers_the_arms_own_tuning_and_no_other(roots):
+    arms = ("centralised", "local-trauma")
+    before = {arm: recorded.code_digest(arm, roots) for arm in arms}
+    file = roots["demo"] / "tuned.json"
+    document = json.loads(file.read_bytes())
+    document["arms"]["centralised"]["choice"]["head"] *= 2
+    file.write_text(json.dumps(document))
+    assert recorded.code_digest("centralised", roots) != before["centralised"]
+    assert recorded.code_digest("local-trauma", roots) == before["local-trauma"]
 
 
 def test_every_source_pattern_names_files(roots):
@@ -109,8 +115,8 @@ def test_every_source_pattern_names_files(roots):
 
 
 def test_provenance_says_everything(tmp_path):
-    made = recorded.provenance(seed=3, data=DATA, command="./run demo")
+    made = recorded.provenance("centralised", seed=3, data=DATA, command="./run demo")
     assert (made.seed, made.data_digest, made.command) == (3, DATA, "./run demo")
-    assert made.code_digest == recorded.code_digest()
+    assert made.code_digest == recorded.code_digest("centralised")
     assert made.machine.endswith("cores")
     assert json.loads(made.model_dump_json())["date"].endswith("Z")
