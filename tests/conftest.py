@@ -1,9 +1,14 @@
-"""Warnings of libraries about each other; our own stay errors (pyproject, filterwarnings)."""
+"""Warnings of libraries about each other (our own stay errors, see pyproject), and Hypothesis without deadlines."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before any test imports grpc, as both roles' packages do: gRPC reads its environment once.
-from wardround_common.wire import settings as settings
+from wardround_common.wire import settings as settings_of_grpc  # noqa: F401
+
+# Over Hypothesis' own choice of profile, which repeats the same examples where the variable CI is set.
+settings.register_profile("wardround", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("wardround")
 
 
 def pytest_configure(config: pytest.Config) -> None:
