@@ -177,11 +177,11 @@ def require_slot(config: ClientConfig, study: Study) -> None:
     Raises:
         ConfigError: the first slot ends after the study's deadline, so no answer ever would.
     """
-    slot, deadline = config.runtime.send_slot_s, study.timing.round_deadline_s
+    slot, deadline = config.send_slot_s, study.timing.round_deadline_s
     if slot is not None and slot >= deadline:
         raise ConfigError(
             "send-slot-too-long",
-            f"runtime.send_slot_s is {slot:g} s, and study {study.name} waits {deadline:g} s for an answer",
+            f"send_slot_s is {slot:g} s, and study {study.name} waits {deadline:g} s for an answer",
             next_step="set a shorter send slot in client.toml, or ask the operator for a longer round_deadline_s",
         )
 

@@ -91,17 +91,6 @@ class Runtime(Document):
         int | None,
         Field(ge=1, le=1024, description="CPU threads for training; unset: as many as torch chooses.", examples=[4]),
     ] = None
-    send_slot_s: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=86_400,
-            description="Answers to a plan leave a whole number of so many seconds after it came, so that how long "
-            "training took does not show. Longer than the slowest round, shorter than the study's deadline; "
-            "unset: an answer leaves when it is ready.",
-            examples=[300.0],
-        ),
-    ] = None
 
 
 class ClientConfig(Document):
@@ -118,6 +107,17 @@ class ClientConfig(Document):
             "variables are not looked at.",
             examples=["http://proxy.example.org:3128"],
             repr=False,
+        ),
+    ] = None
+    send_slot_s: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=86_400,
+            description="Answers to a plan leave a whole number of so many seconds after it came, so that how long "
+            "training took does not show. Longer than the slowest round, shorter than the study's deadline; "
+            "unset: an answer leaves when it is ready.",
+            examples=[300.0],
         ),
     ] = None
     datasets: dict[Name, Dataset] = Field(

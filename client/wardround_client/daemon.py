@@ -65,7 +65,7 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:
         studies = open_site(home, config, ledger, training or Training())
         board = studies.board
-        slot = SendSlot(seconds=config.runtime.send_slot_s, wait=stop.wait)
+        slot = SendSlot(seconds=config.send_slot_s, wait=stop.wait)
         session = _session(studies, connection, slot, asked=lambda: caretaker.ask_renewal())
         threading.Thread(target=_forward, args=(stop, session), name="stop", daemon=True).start()
         caretaker = _caretaker(studies, session)

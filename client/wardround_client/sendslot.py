@@ -3,7 +3,7 @@
 Rules.
 - Training, empty batches, repeats after a lack of memory and refusals take times that follow the data. With a slot, an
   answer leaves a whole number of slots after its plan came, whatever it says; without one it leaves when it is ready.
-- The slot is this hospital's own knob (`runtime.send_slot_s`): nobody else is asked, nothing is signed.
+- The slot is this hospital's own knob (`send_slot_s`): nobody else is asked, nothing is signed.
 - Only answers to `train` are held: everything else that a hospital answers takes a time that public sizes decide.
 - The site works on one message at a time: while an answer is held, other studies wait too.
 - A stopping daemon does not wait. What it did not send, it sends one slot after it is asked again.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peers.studies import Cast, make_study
 
 from wardround_client.approving import require_slot
-from wardround_client.config import ClientConfig, Runtime
+from wardround_client.config import ClientConfig
 from wardround_client.sendslot import SendSlot
 from wardround_client.transport.flower import to_message
 from wardround_common.errors import ConfigError
@@ -71,9 +71,9 @@ def test_what_public_sizes_decide_is_not_held(kind: str):
 def test_a_slot_that_ends_after_the_deadline_is_refused():
     study = make_study(Cast())
     deadline = study.timing.round_deadline_s
-    config = ClientConfig(site="north", server="ward.example.org:8443", runtime=Runtime(send_slot_s=deadline))
+    config = ClientConfig(site="north", server="ward.example.org:8443", send_slot_s=deadline)
     with pytest.raises(ConfigError, match="waits") as refused:
         require_slot(config, study)
     assert refused.value.code == "send-slot-too-long"
-    shorter = config.model_copy(update={"runtime": Runtime(send_slot_s=deadline / 2)})
+    shorter = config.model_copy(update={"send_slot_s": deadline / 2})
     require_slot(shorter, study)
