@@ -5,7 +5,6 @@ It may lag by `MIN_INTERVAL_S` while a phase goes on; a change of phase is writt
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from wardround_common.documents import Document
+from wardround_common.glance import GlanceFile
 
 MIN_INTERVAL_S = 0.2
 """A step takes longer than this on any machine that trains; more writes would only wear the disk."""
@@ -61,12 +61,11 @@ class StatusBoard:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
+        self._file = GlanceFile(path)
         self._clock = clock
         self._lock = threading.Lock()
         self._status = ClientStatus()
         self._written = 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def show(self, **changes: Any) -> None:
         """Change the named fields and write the file, at most every `MIN_INTERVAL_S` within a phase."""
@@ -80,13 +79,8 @@ class StatusBoard:
             )
             self._status = new
             if urgent or now - self._written >= MIN_INTERVAL_S:
-                self._write(new)
+                self._file.write(new.to_bytes())
                 self._written = now
-
-    def _write(self, status: ClientStatus) -> None:
-        aside = self._path.with_suffix(".new")
-        aside.write_bytes(status.to_bytes())
-        os.replace(aside, self._path)
 
 
 def read_status(path: Path) -> ClientStatus | None:

@@ -19,7 +19,7 @@ from wardround_common import __version__
 from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopped
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError, VerificationError
-from wardround_common.files import sync_folder
+from wardround_common.files import sync_folder, write_durably
 from wardround_common.identity.address import Address
 from wardround_common.logging import get_logger
 from wardround_common.monitor import Monitor
@@ -241,7 +241,7 @@ class Daemon:
         for name, runner in self._runners.items():
             if runner.completed and not self._office.home.completed(name).exists():
                 self._destroy_update_key(name)
-                self._office.home.completed(name).touch()
+                write_durably(self._office.home.completed(name), b"")
 
     def _destroy_update_key(self, name: str) -> None:
         """Nothing that was ever sealed for an ended study can be opened afterwards."""

@@ -5,7 +5,6 @@ round, which sites are connected, working or have answered. Nothing of it is sen
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from wardround_common.documents import Document, Name
+from wardround_common.glance import GlanceFile
 from wardround_server.rounds.desk import StudyStatus
 
 Phase = Literal["waiting", "running", "completed", "paused", "failed", "aborted", "stopped"]
@@ -66,7 +66,7 @@ class StatusBoard:
     def __init__(
         self, path: Path, *, connected: Callable[[], frozenset[str]], clock: Callable[[], float] = time.time
     ) -> None:
-        self._path = path
+        self._file = GlanceFile(path)
         self._connected = connected
         self._clock = clock
         self._lock = threading.Lock()
@@ -155,13 +155,8 @@ class StatusBoard:
             self._status = self._status.model_copy(update={"links": links})
             new = self._status.model_copy(update={"members": members})
             if new != self._written:
-                self._write(new.model_copy(update={"updated": self._clock()}))
+                self._file.write(new.model_copy(update={"updated": self._clock()}).to_bytes())
                 self._written = new
-
-    def _write(self, status: ServerStatus) -> None:
-        aside = self._path.with_suffix(".new")
-        aside.write_bytes(status.to_bytes())
-        os.replace(aside, self._path)
 
 
 def _lasting(old: Since | None, state: SitePhase, now: float) -> Since:
