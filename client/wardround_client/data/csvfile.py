@@ -33,12 +33,14 @@ def csv_records(path: Path) -> Iterator[Record]:
     csv.field_size_limit(MAX_RECORD_CHARACTERS)
     with open_data(path) as handle:
         text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.DictReader(_lines(text), strict=True)
+        reader, last = csv.DictReader(_lines(text), strict=True), 0
         try:
             for row in reader:
-                yield _record(row, path, reader.line_num, handle.tell())
+                last = reader.line_num
+                yield _record(row, path, last, handle.tell())
         except csv.Error as error:
-            problem = malformed(f"{path.name}, line {reader.line_num}", str(error))
+            why = f"{error}; the last record that could be read ends in line {last}"
+            problem = malformed(f"{path.name}, line {reader.line_num}", why)
             yield Record(place=reader.line_num, row=None, problem=problem, read=handle.tell())
 
 
