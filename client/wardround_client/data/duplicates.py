@@ -123,8 +123,8 @@ def _seconds(rows: Rows) -> NDArray[np.uint64]:
     pairs, at = np.unique(rows[:, :2], axis=0, return_index=True)
     firsts = np.stack([pairs[:, 0], rows[at, 2]], axis=1)
     firsts = firsts[np.lexsort((firsts[:, 1], firsts[:, 0]))]
-    keys, begin, counts = np.unique(firsts[:, 0], return_index=True, return_counts=True)
-    return firsts[begin[counts > 1] + 1, 1] if len(keys) else rows[:0, 2]
+    _, begin, counts = np.unique(firsts[:, 0], return_index=True, return_counts=True)
+    return np.asarray(firsts[begin[counts > 1] + 1, 1], np.uint64)
 
 
 def _again(rows: Rows) -> NDArray[np.uint64]:
@@ -132,4 +132,4 @@ def _again(rows: Rows) -> NDArray[np.uint64]:
     order = np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))
     sorted_ = rows[order]
     same = (sorted_[1:, :2] == sorted_[:-1, :2]).all(axis=1)
-    return sorted_[1:][same, 2]
+    return np.asarray(sorted_[1:][same, 2], np.uint64)

@@ -21,7 +21,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from wardround_client.data.fhir_text import attached_text, narrative
 from wardround_client.data.jsonl import json_records
@@ -115,10 +114,8 @@ def _identifier(subject: Row) -> str | None:
 
 def _codes(column: str, element: object) -> Iterator[tuple[str, str]]:
     for concept in element if isinstance(element, list) else [element]:
-        codings = concept.get("coding") if isinstance(concept, dict) else None
-        for coding in codings if isinstance(codings, list) else []:
-            code = _string(coding.get("code")) if isinstance(coding, dict) else None
-            if code:
+        for coding in _objects(concept.get("coding") if isinstance(concept, dict) else None):
+            if code := _string(coding.get("code")):
                 yield column, code
                 yield f"{column}|{_string(coding.get('system')) or ''}", code
                 yield f"{column}.display", _string(coding.get("display")) or ""
@@ -128,17 +125,15 @@ def _text(resource: Row, place: str) -> str | None:
     if resource["resourceType"] == "Composition":
         return narrative(resource, place)
     if resource["resourceType"] == "DocumentReference":
-        content = resource.get("content")
-        held: Any = [part.get("attachment") for part in content if isinstance(part, dict)] if _is_list(content) else []
+        attachments = _objects([part.get("attachment") for part in _objects(resource.get("content"))])
     else:
-        held = resource.get("presentedForm")
-    attachments = [part for part in held if isinstance(part, dict)] if _is_list(held) else []
+        attachments = _objects(resource.get("presentedForm"))
     # A report may hold its finding as plain words only.
     return attached_text(attachments, place) if attachments else _string(resource.get("conclusion"))
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
+def _objects(value: object) -> list[Row]:
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
 
 
 def _string(value: object) -> str | None:
