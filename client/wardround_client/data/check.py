@@ -8,14 +8,16 @@ Rules.
     412
 """
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wardround_client.data.cohort import LONG_TEXT, require_enough
-from wardround_client.data.duplicates import Owners, Places, Repeats
+from wardround_client.data.duplicates import Duplicates, Owners, Places, Repeats
 from wardround_client.data.report import Finding, Missing, Report, Spread
 from wardround_client.data.smells import SMELLS
 from wardround_client.data.sources import Format
+from wardround_client.data.spill import Fingerprint
 from wardround_client.data.tally import Question, Tally, count
 from wardround_common.errors import DataError
 
@@ -30,8 +32,13 @@ ONE_WAY = "write each patient's identifier in one way: ε holds per identifier"
 
 def check_file(path: Path, question: Question, *, progress: Callable[[int], None] | None = None) -> Report:
     """Return what would be trained from `path`; see `tally.count` for arguments and errors."""
-    tally = count(path, question, progress=progress)
-    owners, repeats, study = tally.duplicates.owners(), tally.duplicates.texts(), question.study
+    with Duplicates(Fingerprint(os.urandom(32))) as duplicates:
+        tally = count(path, question, duplicates, progress=progress)
+        return _report(tally, duplicates.owners(), duplicates.names(), duplicates.texts())
+
+
+def _report(tally: Tally, owners: Owners, names: Places, repeats: Repeats) -> Report:
+    path, study = tally.path, tally.question.study
     units = owners.records.total() if tally.unit_column else tally.records - tally.unreadable
     used = study.privacy.records_per_unit if study and tally.unit_column else None
     above = sum(often for held, often in owners.records.items() if used and held > used)
@@ -55,7 +62,7 @@ def check_file(path: Path, question: Question, *, progress: Callable[[int], None
         characters=Spread.of(tally.lengths, LENGTHS),
         labels=tally.labels.result(),
         missing=tuple(_missing(tally)),
-        findings=(*_refusals(tally, units, owners, repeats), *_remarks(tally, repeats, above)),
+        findings=(*_refusals(tally, units, owners, names, repeats), *_remarks(tally, repeats, above)),
     )
 
 
@@ -64,7 +71,7 @@ def _missing(tally: Tally) -> Iterator[Missing]:
         yield Missing(role=role, column=tally.columns[role], records=places.count, places=tuple(places.first))
 
 
-def _refusals(tally: Tally, units: int, owners: Owners, repeats: Repeats) -> Iterator[Finding]:
+def _refusals(tally: Tally, units: int, owners: Owners, names: Places, repeats: Repeats) -> Iterator[Finding]:
     """Yield what approval would refuse for."""
     for (code, says, do), places in tally.problems.items():
         yield _finding(code, says, do, places, refuses=True)
@@ -74,7 +81,7 @@ def _refusals(tally: Tally, units: int, owners: Owners, repeats: Repeats) -> Ite
     if owners.twice.count:
         says = "patients seem to have two identifiers: they differ only in case, separators or leading zeros"
         yield _finding("data-patient-twice", says, ONE_WAY, owners.twice, refuses=True)
-    if (names := tally.duplicates.names()).count:
+    if names.count:
         says = "patients share a business identifier (subject.identifier) with another patient"
         yield _finding("data-patient-twice", says, ONE_WAY, names, refuses=True)
     if repeats.long.count and not tally.question.allow_repeated_texts:

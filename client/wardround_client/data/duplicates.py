@@ -10,6 +10,7 @@ make at approval, without keeping texts or identifiers (tests/client/data/test_c
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,18 @@ class Repeats:
 
 
 class Duplicates:
-    """Takes identifiers and texts in the order of the file; answers at its end, each question once."""
+    """Takes identifiers and texts in the order of the file; answers at its end. A context manager, for its files."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self._fingerprint = fingerprint
         self._owners, self._texts, self._names = Groups(), Groups(), Groups()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for groups in (self._owners, self._texts, self._names):
+            groups.close()
 
     def add_owner(self, identifier: str, place: int) -> None:
         """Take the identifier of the record at `place`."""

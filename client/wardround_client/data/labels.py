@@ -21,6 +21,9 @@ from wardround_common.study import MAX_LABELS
 MAX_LABEL_CHARACTERS = 300
 """A study's label is a line of at most so many."""
 
+MAX_SHOWN_CHARACTERS = 60
+"""A longer one is a sentence rather than a label, and is shown only if the study lists it."""
+
 LENGTHS = (0, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 """Characters of a label or response at which bars begin."""
 
@@ -42,7 +45,7 @@ class LabelCounter:
         return None if self._too_many else len(self._records)
 
     def add(self, label: str, owner: str) -> None:
-        """Take the label of one record of `owner`."""
+        """Take the label of one record of `owner` ("": nobody knows whose)."""
         label = label.strip()
         self._lengths[min(len(label), MAX_RECORD_CHARACTERS)] += 1
         known = label in self._records
@@ -51,7 +54,7 @@ class LabelCounter:
         if known or not self._too_many:
             self._records[label] += 1
             owners = self._owners.setdefault(label, set())
-            if len(owners) < MIN_SHARED:
+            if owner and len(owners) < MIN_SHARED:
                 owners.add(owner)
         else:
             self._untold += 1
@@ -77,5 +80,5 @@ class LabelCounter:
         """Return the most frequent labels of so many patients that they name nobody."""
         if self._too_many:
             return ()
-        shared = [label for label, _ in self._records.most_common() if len(self._owners[label]) >= MIN_SHARED]
-        return tuple(shared[:MAX_LABELS_SHOWN])
+        common = [label for label, _ in self._records.most_common() if len(label) <= MAX_SHOWN_CHARACTERS]
+        return tuple([label for label in common if len(self._owners[label]) >= MIN_SHARED][:MAX_LABELS_SHOWN])

@@ -42,7 +42,7 @@ class Fingerprint:
 
 
 class Groups:
-    """Takes rows (key, value, place) and gives them back part by part."""
+    """Takes rows (key, value, place) and gives them back part by part; close it."""
 
     def __init__(self) -> None:
         self._files: list[IO[bytes]] = [SpooledTemporaryFile(max_size=_IN_MEMORY) for _ in range(1 << PART_BITS)]  # noqa: SIM115
@@ -55,13 +55,17 @@ class Groups:
             self._sort()
 
     def parts(self) -> Iterator[Rows]:
-        """Yield all rows, those of one key together, in the order of key and place; the parts are closed behind."""
+        """Yield all rows, those of one key together, in the order of key and place."""
         self._sort()
         for file in self._files:
             file.seek(0)
             rows = np.frombuffer(file.read(), np.uint64).reshape(-1, 3)
-            file.close()
             yield rows[np.lexsort((rows[:, 2], rows[:, 0]))]
+
+    def close(self) -> None:
+        """Give the files back."""
+        for file in self._files:
+            file.close()
 
     def _sort(self) -> None:
         rows = np.frombuffer(self._waiting, np.uint64).reshape(-1, 3).copy()

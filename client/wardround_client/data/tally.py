@@ -11,7 +11,6 @@ Not done here: the files' formats (`sources`), what the counts mean (`findings`)
     412
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from wardround_client.data.labels import LabelCounter
 from wardround_client.data.record import Record
 from wardround_client.data.smells import SMELLS, is_placeholder, smells
 from wardround_client.data.sources import Format, format_of, place_of, records, unit_column_of
-from wardround_client.data.spill import Fingerprint
 
 # The rules for one value are text.py's own (see `sources`).
 from wardround_client.data.text import MAX_RECORD_CHARACTERS, _owner, _value
@@ -77,7 +75,7 @@ class Tally:
         missing: role -> records without a value there.
     """
 
-    def __init__(self, path: Path, question: Question) -> None:
+    def __init__(self, path: Path, question: Question, duplicates: Duplicates) -> None:
         self.path, self.question, self.format = path, question, format_of(path)
         self._owner_column = unit_column_of(path, question.unit_column)
         by_record = question.study is not None and question.study.privacy.unit == "record"
@@ -90,7 +88,7 @@ class Tally:
         self.missing = {role: Places() for role in self.columns}
         self.ragged, self.labels = Places(), LabelCounter(question.listed, kind=question.kind)
         self.lengths: Counter[int] = Counter()  # characters -> texts
-        self.duplicates = Duplicates(Fingerprint(os.urandom(32)))
+        self.duplicates = duplicates
         self.records = self.trained = self.unreadable = self.left_out = self.withdrawn = 0
         self.single_column = ""  # the only column's name, where a file has just one
         self._gone = {normal_form(name) for name in question.withdrawn}
@@ -180,19 +178,22 @@ class Tally:
         self.problems.setdefault((error.code, says, error.next_step), Places()).add(place)
 
 
-def count(path: Path, question: Question, *, progress: Callable[[int], None] | None = None) -> Tally:
+def count(
+    path: Path, question: Question, duplicates: Duplicates, *, progress: Callable[[int], None] | None = None
+) -> Tally:
     """Return what is in `path`.
 
     Args:
         path: a file of any `sources.Format`.
         question: its columns, and the study and policy to hold it against.
+        duplicates: takes identifiers and texts.
         progress: called now and then with the number of bytes read since the last call.
 
     Raises:
         ConfigError: the format's library is not installed.
         DataError: unknown format, the file cannot be opened, or a column has another type.
     """
-    tally, done = Tally(path, question), 0
+    tally, done = Tally(path, question, duplicates), 0
     for number, record in enumerate(records(path, tally.wanted(), unit_column=tally.unit_column)):
         tally.add(record)
         if progress and number % PROGRESS_RECORDS == 0:
