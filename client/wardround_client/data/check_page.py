@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from wardround_client.data.check_screen import notes, size, summary, verdict, where
+from wardround_client.data.check_screen import notes, others, share, size, summary, verdict, where
 from wardround_client.data.report import MIN_SHARED, Bar, Report
 from wardround_common import __version__
 
@@ -53,11 +53,11 @@ def _labels(report: Report) -> list[Bar]:
     labels = report.labels
     shown = [Bar(name=one.label, count=one.records) for one in labels.shown]
     if labels.other_records:
-        shown.append(Bar(name=f"{labels.other_labels:,} others", count=labels.other_records))
+        shown.append(Bar(name=others(labels.other_labels), count=labels.other_records))
     return shown
 
 
-def _bars(bars: Sequence[Bar]) -> list[tuple[str, int, float, float]]:
-    """Return (name, count, width in percent of the largest, share in percent of all)."""
+def _bars(bars: Sequence[Bar]) -> list[tuple[str, int, float, str]]:
+    """Return (name, count, width in percent of the largest, share of all)."""
     most, total = max((bar.count for bar in bars), default=0) or 1, sum(bar.count for bar in bars) or 1
-    return [(bar.name, bar.count, round(100 * bar.count / most, 2), 100 * bar.count / total) for bar in bars]
+    return [(bar.name, bar.count, round(100 * bar.count / most, 2), share(bar.count, total)) for bar in bars]

@@ -75,12 +75,23 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
+def others(labels: int) -> str:
+    """Return the name of the bar of labels that are not shown."""
+    return f"{labels:,} other label{'s' * (labels != 1)}" if labels else "other labels"
+
+
+def share(part: int, whole: int) -> str:
+    """Return a share in percent; nothing for nothing."""
+    percent = 100 * part / whole if whole else 0.0
+    return "" if not part else "< 0.1 %" if percent < 0.1 else f"{percent:.1f} %"
+
+
 def _study(report: Report) -> str:
     return f", held against study {report.study}" if report.study else ""
 
 
 def _show_missing(out: Output, report: Report) -> None:
-    rows = [[one.role, one.column, f"{one.records:,}", _share(one.records, report.records)] for one in report.missing]
+    rows = [[one.role, one.column, f"{one.records:,}", share(one.records, report.records)] for one in report.missing]
     out.table(["used as", "column", "missing in", ""], rows)
     out.say()
 
@@ -101,7 +112,7 @@ def _show_labels(out: Output, report: Report) -> None:
     rest = labels.other_records + sum(one.records for one in labels.shown[_LABELS_ON_SCREEN:])
     if rest or labels.other_labels:
         number = labels.other_labels + max(0, len(labels.shown) - _LABELS_ON_SCREEN)
-        shown.append(Bar(name=f"({number:,} others)", count=rest))
+        shown.append(Bar(name=f"({others(number)})", count=rest))
     if shown:
         out.table(["label", "records", ""], _bar_rows(shown))
         out.say()
@@ -133,7 +144,3 @@ def _show_findings(out: Output, report: Report) -> None:
     for one in report.findings:
         if one.refuses:
             out.say(f"{one.code}: {one.do}")
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if part and whole else ""
