@@ -12,7 +12,6 @@ Rules.
 
 import csv
 import io
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any
 
 from wardround_client.data.record import MAX_LINE_BYTES, Record, malformed, not_utf8, open_data
 from wardround_client.data.text import MAX_RECORD_CHARACTERS
-
-_ESCAPED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is not UTF-8
 
 
 def csv_records(path: Path) -> Iterator[Record]:
@@ -54,6 +51,15 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
 
 def _record(row: dict[Any, Any], path: Path, line: int, read: int) -> Record:
     ragged = row.pop(None, None) is not None  # where csv puts fields beyond the header's
-    if any(_ESCAPED.search(value) for value in row.values() if value is not None and not value.isascii()):
+    if not all(_is_utf8(value) for value in row.values() if value is not None):
         return Record(place=line, row=None, problem=not_utf8(f"{path.name}, line {line}"), read=read)
     return Record(place=line, row=row, ragged=ragged, read=read)
+
+
+def _is_utf8(value: str) -> bool:
+    """Whether no byte of `value` had to be escaped when it was read."""
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

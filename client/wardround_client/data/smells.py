@@ -25,7 +25,9 @@ SMELLS: Mapping[str, tuple[str, str]] = {
 }
 """Name of a finding -> what it says, what to do."""
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")  # not tab, line feed, form feed, carriage return
+_CONTROL = bytes({*range(32), 127} - set(b"\t\n\f\r"))
+_SUSPECT = re.compile("[\x80-\x9f\ufffd\ud800-\udfffÃÂâ]")
+_CONTROL_1 = re.compile("[\x80-\x9f]")
 _MARKUP = re.compile(r"\{\\rtf\d|</?(?:html|body|div|span|p|br|table|td|tr|font)(?:\s[^<>]{0,200})?/?>", re.IGNORECASE)
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|Â[\u00a0-\u00bf]|â€[œ™“”˜¦\u009d\u0098-\u009f]")  # noqa: RUF001
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -34,14 +36,16 @@ _PLACEHOLDERS = frozenset(("null", "none", "nan", "n/a", "#n/a", "na", "nil", "-
 
 def smells(text: str) -> Iterator[str]:
     """Yield the names of what `text` smells of."""
-    if _CONTROL.search(text):
+    data = text.encode("utf-8", "surrogatepass")
+    suspect = not text.isascii() and _SUSPECT.search(text)
+    if len(data.translate(None, _CONTROL)) < len(data) or (suspect and _CONTROL_1.search(text)):
         yield "control"
+    if suspect:
+        yield from _beyond_ascii(text)
     if ("<" in text or "{" in text) and _MARKUP.search(text):
         yield "markup"
     if is_placeholder(text):
         yield "placeholder"
-    if not text.isascii():
-        yield from _beyond_ascii(text)
 
 
 def is_placeholder(value: str) -> bool:
