@@ -16,23 +16,7 @@ PATIENT_RECORDS = 5
 """Records of each patient."""
 
 _LABELS = ("cardiology", "dermatology", "orthopaedics", "paediatrics")
-_WORDS = [
-    "fever",
-    "cough",
-    "rash",
-    "pain",
-    "murmur",
-    "fracture",
-    "ulcer",
-    "stable",
-    "swollen",
-    "clean",
-    "night",
-    "ward",
-    "again",
-    "über",
-    "Blutdruck",
-]
+_WORDS = ("fever", "cough", "rash", "pain", "murmur", "fracture", "stable", "clean", "again", "über", "Blutdruck")
 
 
 def make(path: Path, size: int, *, characters: int) -> int:
