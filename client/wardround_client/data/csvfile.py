@@ -32,6 +32,8 @@ def csv_records(path: Path) -> Iterator[Record]:
         text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader, last = csv.DictReader(_lines(text), strict=True), 0
         try:
+            if not all(_is_utf8(name) for name in reader.fieldnames or ()):  # also the mark of UTF-16
+                yield Record(place=1, row=None, problem=not_utf8(f"{path.name}, line 1"), read=handle.tell())
             for row in reader:
                 last = reader.line_num
                 yield _record(row, path, last, handle.tell())

@@ -191,6 +191,14 @@ def test_bytes_that_are_not_utf8(tmp_path, suffix):
     assert_tells_nothing(problem)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_header_that_is_not_utf8(tmp_path, encoding):
+    path = text_file(tmp_path / "notes.csv", "textè,label,patient\nx,cardiology,1\n".encode(encoding))
+    first = next(records(path, ()))
+    assert (first.place, first.problem.code) == (1, "data-not-utf8")
+    assert refused(path).code == "data-not-utf8"
+
+
 def test_text_that_is_not_utf8_in_a_table(tmp_path):
     good = pyarrow.array(["aa", "bb", "cc"])
     bad = pyarrow.StringArray.from_buffers(3, good.buffers()[1], pyarrow.py_buffer(b"aa\xe9bcc"))
