@@ -16,6 +16,7 @@ import typer
 from wardround_client import cli_presence
 from wardround_client.cli_certificate import certificate, request
 from wardround_client.cli_consent import consent_app
+from wardround_client.cli_data import data_app
 from wardround_client.cli_evidence import evidence_app
 from wardround_client.cli_leave import leave
 from wardround_client.cli_ledger import ledger_app
@@ -49,6 +50,7 @@ client_app = typer.Typer(
 
 client_app.add_typer(policy_app)
 client_app.add_typer(ledger_app)
+client_app.add_typer(data_app)
 client_app.add_typer(evidence_app)
 client_app.add_typer(consent_app)
 client_app.command()(check)

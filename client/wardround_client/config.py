@@ -19,6 +19,7 @@ from wardround_common.config import Address, Log, MonitorSettings, load_toml
 from wardround_common.config_text import render_toml
 from wardround_common.documents import Document, Line, Name
 from wardround_common.errors import ConfigError
+from wardround_common.study import Task
 
 FILE_NAME = "client.toml"
 
@@ -30,15 +31,36 @@ Proxy = Annotated[str, StringConstraints(pattern=r"^http://[^\s/]+:[0-9]{1,5}/?$
 
 
 class Dataset(Document):
-    """One text file of the hospital."""
+    """One file of the hospital with texts."""
 
-    path: Annotated[Line, Field(description="CSV or JSONL file, UTF-8.", examples=["data/notes.csv"])]
+    path: Annotated[
+        Line,
+        Field(
+            description="The file; its ending says what it is: .csv (with a header line) or .jsonl, both UTF-8, "
+            ".parquet, or .ndjson for FHIR.",
+            examples=["data/notes.csv"],
+        ),
+    ]
     unit_column: Annotated[
         Line | None,
         Field(
             description="Column that says which records belong to one patient. Needed for studies whose unit of "
-            "privacy is the patient; its values never leave this machine.",
+            "privacy is the patient; its values never leave this machine. Unset for FHIR: the resource's subject.",
             examples=["patient_id"],
+        ),
+    ] = None
+    text_column: Annotated[
+        Line | None,
+        Field(
+            description="Column here that holds what the study calls its text_column. Unset: it has the study's name.",
+            examples=["note"],
+        ),
+    ] = None
+    label_column: Annotated[
+        Line | None,
+        Field(
+            description="Column here that holds what the study calls its label_column. Unset: it has the study's name.",
+            examples=["type|http://loinc.org"],
         ),
     ] = None
     allow_repeated_texts: Annotated[
@@ -49,6 +71,11 @@ class Dataset(Document):
             examples=[False],
         ),
     ] = False
+
+    def local(self, task: Task) -> Task:
+        """Return `task` with the names that its columns have in this file."""
+        names = {"text_column": self.text_column, "label_column": self.label_column}
+        return task.model_copy(update={key: name for key, name in names.items() if name is not None})
 
 
 class Model(Document):

@@ -1,8 +1,8 @@
 """This hospital's data for a study: found by `client.toml`, checked by policy and study before anybody approves.
 
 Rules.
-- All checks run at approval and only there (`data.text`, `data.cohort`); during rounds a record that cannot be used is
-  muted, because a refusal that depends on the data would be seen from outside.
+- All checks run at approval and only there (`data.sources`, `data.cohort`); during rounds a record that cannot be used
+  is muted, because a refusal that depends on the data would be seen from outside.
 - Records of patients who withdrew their consent are muted too (`consent`).
 - Data sets share one budget, unless the signed policy declares one to be about other patients *and* the identifiers of
   all data sets in other budgets are different, today, in the files as they are.
@@ -11,18 +11,20 @@ Rules.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from wardround_client.config import ClientConfig, Dataset
+from wardround_client.config import ClientConfig
 from wardround_client.consent import mute_withdrawn, withdrawn
 from wardround_client.data.cohort import (
     read_identifiers,
     require_cohort,
     require_disjoint,
     require_distinct,
+    require_one_patient_each,
     require_texts_of_one_patient,
 )
-from wardround_client.data.text import TextData, load_texts
+from wardround_client.data.fhir import PATIENT_IDENTIFIER
+from wardround_client.data.sources import Format, format_of, load_records, unit_column_of
+from wardround_client.data.text import TextData
 from wardround_client.home import Home
 from wardround_client.ledger_budget import DEFAULT_SPACE
 from wardround_common.errors import ConfigError
@@ -39,21 +41,22 @@ def load_site_texts(home: Home, config: ClientConfig, study: Study, *, strict: b
     """Return this site's texts for `study`; `strict` refuses unusable records instead of muting them.
 
     Raises:
-        ConfigError: `client.toml` does not say where the data set lies.
+        ConfigError: `client.toml` does not say where the data set lies, or the file's library is not installed.
         DataError: the file cannot be used.
     """
     dataset = config.dataset(study.task.dataset)
-    unit_column = dataset.unit_column if study.privacy.unit == "patient" else None
+    path = home.root / dataset.path
+    owners = unit_column_of(path, dataset.unit_column)
+    unit_column = owners if study.privacy.unit == "patient" else None
     if study.privacy.unit == "patient" and unit_column is None:
         raise _without_unit(study.task.dataset, f"study {study.name} protects patients")
-    path = home.root / dataset.path
-    data = load_texts(path, study.task, unit_column=unit_column, strict=strict)
+    data = load_records(path, dataset.local(study.task), unit_column=unit_column, strict=strict)
     gone = withdrawn(home, study.task.dataset)
     if not gone:
         return data
-    if dataset.unit_column is None:
+    if owners is None:
         raise _without_unit(study.task.dataset, "patients withdrew their consent")
-    return mute_withdrawn(data, read_identifiers(path, dataset.unit_column), gone)
+    return mute_withdrawn(data, read_identifiers(path, owners), gone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +82,14 @@ class SiteData:
         if data.unit == "record":
             return 0
         name = self.study.task.dataset
-        require_distinct(self._identifiers(name))
+        self._require_distinct(name)
         return 0 if self.config.dataset(name).allow_repeated_texts else require_texts_of_one_patient(data)
+
+    def _require_distinct(self, name: str) -> None:
+        path, patients = self.home.root / self.config.dataset(name).path, self._identifiers(name)
+        require_distinct(patients)
+        if format_of(path) is Format.FHIR:
+            require_one_patient_each(read_identifiers(path, PATIENT_IDENTIFIER), patients)
 
     def _require_disjoint(self) -> None:
         ours = self.study.task.dataset
@@ -89,10 +98,12 @@ class SiteData:
             require_disjoint(self._identifiers(ours), self._identifiers(other), names=(ours, other))
 
     def _identifiers(self, name: str) -> tuple[str, ...]:
-        dataset: Dataset = self.config.dataset(name)
-        if dataset.unit_column is None:
+        dataset = self.config.dataset(name)
+        path = self.home.root / dataset.path
+        owners = unit_column_of(path, dataset.unit_column)
+        if owners is None:
             raise _without_unit(name, "separate budgets need to know whose records are whose")
-        return read_identifiers(Path(self.home.root / dataset.path), dataset.unit_column)
+        return read_identifiers(path, owners)
 
 
 def _without_unit(dataset: str, why: str) -> ConfigError:

@@ -67,7 +67,7 @@ def require_new(path: Path) -> None:
         ConfigError: it does.
     """
     if path.exists():
-        raise ConfigError("file-exists", f"{path} exists already", next_step="choose another name with --out")
+        raise ConfigError("file-exists", f"{path} exists already", next_step="choose another name for the new file")
 
 
 def sync_folder(folder: Path) -> None:

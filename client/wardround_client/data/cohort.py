@@ -1,11 +1,13 @@
 """Checks on whose records a data set holds, where a person decides: when a study is approved.
 
 Rules.
-- Everything here is local; messages name counts and lines to the hospital's own people and never leave.
+- Everything here is local; messages name counts and records to the hospital's own people, never an identifier or a
+  text, and never leave.
 - δ must be below 1 / units, or publishing a whole patient at random would count as private.
 - What can be found of one patient under two identifiers: identifiers that differ only in case, spaces, dashes or
-  leading zeros, and a long text that occurs under two. What cannot: the same patient under unrelated identifiers with
-  different texts. ε then holds for each identifier, and for the patient only as often as it has identifiers.
+  leading zeros, a long text that occurs under two, and in FHIR a business identifier under two patients. What cannot:
+  the same patient under unrelated identifiers with different texts. ε then holds for each identifier, and for the
+  patient only as often as it has identifiers.
 - Two data sets have budgets of their own only if no identifier, so normalised, is in both.
 Not done here: the records themselves (`text`), which budgets there are (the policy).
 
@@ -19,7 +21,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from wardround_client.data.text import TextData, load_texts
+from wardround_client.data.sources import load_records
+from wardround_client.data.text import TextData
 from wardround_common.errors import DataError
 from wardround_common.study import Task
 
@@ -40,17 +43,25 @@ def require_cohort(data: TextData, *, deltas: Sequence[float], min_units: int) -
     Raises:
         DataError: fewer units than `min_units`, or a δ that is not below 1 / units.
     """
-    units = data.unit_count
+    require_enough(data.unit_count, data.unit, deltas=deltas, min_units=min_units)
+
+
+def require_enough(units: int, unit: str, *, deltas: Sequence[float], min_units: int) -> None:
+    """Return if so many units are enough; as `require_cohort`.
+
+    Raises:
+        DataError: fewer units than `min_units`, or a δ that is not below 1 / units.
+    """
     if units < min_units:
         raise DataError(
             "data-too-few-units",
-            f"the data set holds {units} {data.unit}s; the policy asks for at least {min_units}",
+            f"the data set holds {units} {unit}s; the policy asks for at least {min_units}",
             next_step="take a larger cohort, or let the responsible person change min_units in policy.yaml",
         )
-    if max(deltas) * units >= 1:
+    if max(deltas, default=0.0) * units >= 1:
         raise DataError(
             "delta-too-large",
-            f"δ = {max(deltas):g} is not below 1 / {units} {data.unit}s: it would allow to publish a whole {data.unit}",
+            f"δ = {max(deltas):g} is not below 1 / {units} {unit}s: it would allow to publish a whole {unit}",
             next_step=f"ask for a study with δ far below {1 / units:.1g}; lifetime_delta in policy.yaml must be too",
         )
 
@@ -59,10 +70,11 @@ def read_identifiers(path: Path, column: str) -> tuple[str, ...]:
     """Return the patient identifier of each record, "" where there is none.
 
     Raises:
+        ConfigError: the format's library is not installed.
         DataError: the file cannot be read.
     """
     task = Task(kind="instruction", dataset="identifiers", text_column=column, label_column=column)
-    return load_texts(path, task, strict=False).texts
+    return load_records(path, task, strict=False).texts
 
 
 def normal_form(identifier: str) -> str:
@@ -77,15 +89,39 @@ def require_distinct(identifiers: Iterable[str]) -> None:
     Raises:
         DataError: they do, so one patient may count as two.
     """
-    written: dict[str, set[str]] = defaultdict(set)
-    for identifier in identifiers:
-        written[normal_form(identifier)].add(identifier.strip())
-    doubled = [sorted(forms) for form, forms in written.items() if form and len(forms) > 1]
+    written: dict[str, dict[str, int]] = defaultdict(dict)  # normal form -> as written -> first record
+    for number, identifier in enumerate(identifiers, start=1):
+        written[normal_form(identifier)].setdefault(identifier.strip(), number)
+    _require_one_each([list(forms.values()) for form, forms in written.items() if form])
+
+
+def require_one_patient_each(names: Iterable[str], patients: Iterable[str]) -> None:
+    """Return if no business identifier stands beside two patients.
+
+    Args:
+        names: the business identifier of each record, "" where there is none.
+        patients: whose record it is, in the same order.
+
+    Raises:
+        DataError: one does, so one patient may count as two.
+    """
+    beside: dict[str, dict[str, int]] = defaultdict(dict)
+    for number, (name, patient) in enumerate(zip(names, patients, strict=True), start=1):
+        if patient:
+            beside[name].setdefault(patient, number)
+    _require_one_each([list(found.values()) for name, found in beside.items() if name])
+
+
+def _require_one_each(first_records: Sequence[Sequence[int]]) -> None:
+    """Raise if a patient (first record of each of its identifiers) has several."""
+    doubled = [records for records in first_records if len(records) > 1]
     if doubled:
+        one, other = doubled[0][:2]
         raise DataError(
             "data-patient-twice",
-            f"{len(doubled)} patients seem to have two identifiers, such as {doubled[0][0]!r} and {doubled[0][1]!r}",
-            next_step="write each patient's identifier in one way: ε holds per identifier",
+            f"{len(doubled)} patients seem to have two identifiers, such as that of records {one} and {other}",
+            next_step="write each patient's identifier in one way, ε holds per identifier; wardround client data check "
+            "names the lines",
         )
 
 
