@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from peers.light import NAMES as SITES
-from peers.light import Light, Workshop
+from peers.light import PATIENT, Light, Workshop
 
 from wardround_common.study import Timing
 from wardround_common.wire.blobstore import SPARE_BYTES
@@ -125,8 +125,11 @@ def _no_low_level_words(said: str) -> None:
 @pytest.mark.parametrize("which", ["server", "south"])
 @pytest.mark.parametrize("days", [1, -1])
 def test_a_clock_that_jumps_by_a_day(shop: Workshop, which: str, days: int):
-    """From one start to the next: certificates live longer, deadlines use another clock, claimed times may go back."""
-    with shop.light(3) as light:
+    """From one start to the next: certificates live longer, deadlines use another clock, claimed times may go back.
+
+    The study has days: its end is a time of day, and a clock that is wrong by more than is left would rightly end it.
+    """
+    with shop.light(3, timing=PATIENT.model_copy(update={"max_hours": 72.0})) as light:
         light.fault(which, "after the answer is stored" if which == "south" else "after the survivors are stored")
         light.start()
         light.died(which)

@@ -5,6 +5,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from wardround_client.protection import BlobStore
 from wardround_client.rounds import Rounds
 from wardround_common.rounds import UPDATE_HEADER_TYPE, RoundPlan, UpdateHeader
 from wardround_common.signing import sign_document
@@ -17,12 +18,21 @@ def install(how: str, *, round_: int) -> None:
 
     def answer(self: Rounds, plan: RoundPlan, *more: Any) -> Any:
         made = inner(self, plan, *more)
-        kept[plan.round] = made
+        if plan.round == round_ - 1:
+            kept[plan.round] = made[0], _blobs(self).read(made[1])
         if plan.round != round_:
             return made
-        return kept[round_ - 1] if how == "last-round" else _spoilt(self, how, *made)
+        if how != "last-round":
+            return _spoilt(self, how, *made)
+        old, content = kept[round_ - 1]  # the daemon has thrown the file away since
+        return old, _blobs(self).put(content)
 
     Rounds.answer = answer  # type: ignore[method-assign]
+
+
+def _blobs(rounds: Rounds) -> BlobStore:
+    store: BlobStore = rounds.protection._blobs  # type: ignore[attr-defined]
+    return store
 
 
 def _spoilt(rounds: Rounds, how: str, answer: Any, sealed: Any) -> Any:
@@ -32,7 +42,7 @@ def _spoilt(rounds: Rounds, how: str, answer: Any, sealed: Any) -> Any:
     elif how == "another-length":
         header = header.model_copy(update={"parameters": header.parameters + 1})
     elif how == "another-blob":
-        sealed = rounds.blobs.put(os.urandom(sealed.length))
+        sealed = _blobs(rounds).put(os.urandom(sealed.length))
         header = header.model_copy(update={"sealed": sealed})
     signed = sign_document(header.to_bytes(), UPDATE_HEADER_TYPE, key)
     return answer.model_copy(update={"header": signed}), sealed

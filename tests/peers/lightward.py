@@ -7,6 +7,7 @@ product's methods by `peers.steps`. Nothing of this can be reached from the prod
 import asyncio
 import ctypes
 import faulthandler
+import gc
 import hashlib
 import signal
 import sys
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -92,14 +94,29 @@ def fixed_training(site: str) -> Training:
     return Training(new_seed=lambda: round_seed(site))
 
 
+def _shift_clock(offset_s: float) -> None:
+    """Let this process's wall clock be wrong, also where `time.time` was bound as a default before the fork."""
+    now = time.time
+
+    def shifted() -> float:
+        return now() + offset_s
+
+    time.time = shifted
+    for function in [f for f in gc.get_objects() if isinstance(f, FunctionType)]:
+        function.__defaults__ = function.__defaults__ and tuple(
+            shifted if value is now else value for value in function.__defaults__
+        )
+        if function.__kwdefaults__:
+            function.__kwdefaults__ = {k: shifted if v is now else v for k, v in function.__kwdefaults__.items()}
+
+
 def run(argument: dict[str, Any]) -> int:
     """Be a daemon. Keys: role, home; faults and marks (see `steps`), keepalive_s, clock_s, pause_s, real, hosts."""
     faulthandler.enable()
     if keepalive := argument.get("keepalive_s"):
         _scale_keepalive(keepalive)
     if offset := argument.get("clock_s"):
-        now = time.time
-        time.time = lambda: now() + offset
+        _shift_clock(offset)
     if hosts := argument.get("hosts"):
         _private_hosts(hosts)
     for fault in argument.get("faults", ()):
