@@ -11,10 +11,9 @@ Rules.
     >>> require_known_format(Path("client"))  # doctest: +SKIP
 """
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from wardround_common import __version__
 from wardround_common.documents import Document, canonical_json, parse_json
@@ -26,11 +25,13 @@ STAMP = "state/format.json"
 HOME_FORMAT = 1
 """What this version writes; it reads this and all earlier ones."""
 
+_FORMAT = re.compile(r"wardround/home/([1-9][0-9]{0,5})")
+
 
 class HomeFormat(Document):
     """What the stamp says. Later formats may add keys, never change the meaning of these."""
 
-    format: Annotated[int, Field(ge=1)]
+    format: Literal["wardround/home/1"] = "wardround/home/1"
     role: Literal["server", "client"]
     version: str  # of the wardround that last ran here
 
@@ -59,8 +60,8 @@ def stamp(root: Path, role: Literal["server", "client"]) -> None:
         StorageError: newer or damaged, or it cannot be written.
     """
     require_known_format(root)
-    mine = HomeFormat(format=HOME_FORMAT, role=role, version=__version__)
-    if _read(root) != (mine.format, mine.version):
+    mine = HomeFormat(role=role, version=__version__)
+    if _read(root) != (HOME_FORMAT, mine.version):
         write_durably(root / STAMP, canonical_json(mine.model_dump(mode="json")), mode=0o600)
 
 
@@ -76,9 +77,10 @@ def _read(root: Path) -> tuple[int, str] | None:
         found = parse_json(data)
     except ProtocolError as error:
         raise _damaged(root, error.message) from None
-    if not isinstance(found, dict) or type(found.get("format")) is not int or found["format"] < 1:
+    number = _FORMAT.fullmatch(str(found.get("format"))) if isinstance(found, dict) else None
+    if number is None:
         raise _damaged(root, "it names no format")
-    return found["format"], str(found.get("version", "unknown"))[:40]
+    return int(number[1]), str(found.get("version", "unknown"))[:40]
 
 
 def _damaged(root: Path, why: str) -> StorageError:

@@ -28,9 +28,7 @@ run server server doctor --home $server
 $compose up --detach --wait server
 
 for hospital in $hospitals; do
-  $compose exec --no-TTY server wardround server invite "$hospital" --home $server --out "/tmp/$hospital.invite"
-  $compose exec --no-TTY server cat "/tmp/$hospital.invite" >"handover/$hospital.invite"
-  $compose exec --no-TTY server rm "/tmp/$hospital.invite"
+  run server server invite "$hospital" --home $server --out "/handover/$hospital.invite"
   run "$hospital" client enroll "/handover/$hospital.invite" --home $client --approver-key "/handover/$hospital-approver.key"
   set_keys "$hospital" $client/client.toml -e 's/^# port = 9464/port = 9464/'
 done

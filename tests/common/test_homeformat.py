@@ -20,12 +20,16 @@ def write(home: Path, text: str) -> Path:
 def test_a_home_from_before_there_were_stamps_is_of_the_first_format_and_gets_one(tmp_path):
     require_known_format(tmp_path)
     stamp(tmp_path, "client")
-    assert json.loads((tmp_path / STAMP).read_bytes()) == {"format": 1, "role": "client", "version": __version__}
+    assert json.loads((tmp_path / STAMP).read_bytes()) == {
+        "format": f"wardround/home/{HOME_FORMAT}",
+        "role": "client",
+        "version": __version__,
+    }
     require_known_format(tmp_path)
 
 
 def test_the_stamp_follows_an_upgrade_and_is_not_written_again_and_again(tmp_path):
-    path = write(tmp_path, '{"format":1,"role":"server","version":"0.0.9"}')
+    path = write(tmp_path, '{"format":"wardround/home/1","role":"server","version":"0.0.9"}')
     stamp(tmp_path, "server")
     assert json.loads(path.read_bytes())["version"] == __version__
     before = path.stat().st_ino
@@ -35,7 +39,7 @@ def test_the_stamp_follows_an_upgrade_and_is_not_written_again_and_again(tmp_pat
 
 @pytest.mark.parametrize("more", ["", ',"site-rule":{"new":true}'])
 def test_a_newer_home_is_refused_with_what_to_do_and_stays_as_it_is(tmp_path, more):
-    text = f'{{"format":{HOME_FORMAT + 1},"version":"9.1.0"{more}}}'
+    text = f'{{"format":"wardround/home/{HOME_FORMAT + 1}","version":"9.1.0"{more}}}'
     path = write(tmp_path, text)
     for call in (lambda: require_known_format(tmp_path), lambda: stamp(tmp_path, "client")):
         with pytest.raises(StorageError) as caught:
@@ -45,7 +49,7 @@ def test_a_newer_home_is_refused_with_what_to_do_and_stays_as_it_is(tmp_path, mo
     assert path.read_text() == text
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format":"1"}', '{"format":true}', '{"format":0}', "\0"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format":1}', '{"format":"wardround/home/0"}', "\0"])
 def test_a_damaged_stamp_is_never_taken_for_an_old_home(tmp_path, text):
     write(tmp_path, text)
     with pytest.raises(StorageError) as caught:
