@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wardround_client import cli_presence
+from wardround_client import cli_backup, cli_presence
 from wardround_client.cli_certificate import certificate, request
 from wardround_client.cli_consent import consent_app
 from wardround_client.cli_data import data_app
@@ -59,6 +59,8 @@ client_app.command()(leave)
 client_app.command()(request)
 client_app.command()(certificate)
 client_app.command()(statement)
+client_app.command()(cli_backup.backup)
+client_app.command()(cli_backup.restore)
 cli_presence.register(client_app)
 
 

@@ -19,6 +19,7 @@ from wardround_common.config import Address, Log, MonitorSettings, load_toml
 from wardround_common.config_text import render_toml
 from wardround_common.documents import Document, Line, Name
 from wardround_common.errors import ConfigError
+from wardround_common.homeformat import require_known_format
 from wardround_common.study import Task
 
 FILE_NAME = "client.toml"
@@ -176,11 +177,13 @@ class ClientConfig(Document):
 
 
 def load(home: Path) -> ClientConfig:
-    """Return the configuration in client home `home`.
+    """Return the configuration in client home `home`, whose files this version knows.
 
     Raises:
         ConfigError: see `wardround_common.config.load_toml`.
+        StorageError: a newer version has used this home.
     """
+    require_known_format(home)
     return load_toml(home / FILE_NAME, ClientConfig)
 
 

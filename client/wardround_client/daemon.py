@@ -36,6 +36,7 @@ from wardround_client.transport.connection import Connection
 from wardround_client.transport.session import Session, SessionState
 from wardround_client.vault import Vault
 from wardround_common.errors import TransportError, WardroundError
+from wardround_common.homeformat import stamp
 from wardround_common.identity.keys import load_identity_key, load_public_key
 from wardround_common.logging import get_logger
 from wardround_common.monitor import Monitor
@@ -60,6 +61,7 @@ def run_daemon(home: Home, config: ClientConfig, stop: threading.Event, *, train
     """
     require_running(home)
     require_private_home(home)
+    stamp(home.root, "client")
     renew_at_start(home, config)
     connection = Connection.from_home(home.root, address=config.server, proxy=config.proxy)
     with closing(Ledger.open(home.ledger, writer=True)) as ledger:

@@ -20,6 +20,7 @@ from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopp
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import StorageError, VerificationError
 from wardround_common.files import sync_folder, write_durably
+from wardround_common.homeformat import stamp
 from wardround_common.identity.address import Address
 from wardround_common.logging import get_logger
 from wardround_common.monitor import Monitor
@@ -70,6 +71,7 @@ def serve_home(root: Path, stop: threading.Event, *, listening: Callable[[str], 
     """
     office = Office.open(root)
     require_private_home(office.home)
+    stamp(root, "server")
     with AuditLog.open(
         office.home.audit, log_key=office.log_key, origin=office.origin, reviewers=office.reviewers, clock=time.time
     ) as audit:

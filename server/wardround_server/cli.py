@@ -27,6 +27,7 @@ from wardround_common.study_file import render_study_file
 from wardround_common.study_template import template_study
 from wardround_server.cli_audit import audit_app
 from wardround_server.cli_authority import authority_app
+from wardround_server.cli_backup import backup, restore
 from wardround_server.cli_evidence import evidence_app
 from wardround_server.doctor import examine_server
 from wardround_server.office import Office, create_home
@@ -46,6 +47,8 @@ server_app.add_typer(study_app)
 server_app.add_typer(evidence_app)
 server_app.add_typer(authority_app)
 server_app.add_typer(audit_app)
+server_app.command()(backup)
+server_app.command()(restore)
 
 HomeOption = Annotated[Path, typer.Option("--home", help="The server's home folder.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]

@@ -17,6 +17,7 @@ from pydantic import Field
 from wardround_common.config import Address, Log, MonitorSettings, load_toml
 from wardround_common.config_text import render_toml
 from wardround_common.documents import Document, Line, Name
+from wardround_common.homeformat import require_known_format
 from wardround_common.study import AgeRecipient
 
 FILE_NAME = "server.toml"
@@ -76,11 +77,13 @@ class ServerConfig(Document):
 
 
 def load(home: Path) -> ServerConfig:
-    """Return the configuration in server home `home`.
+    """Return the configuration in server home `home`, whose files this version knows.
 
     Raises:
         ConfigError: see `wardround_common.config.load_toml`.
+        StorageError: a newer version has used this home.
     """
+    require_known_format(home)
     return load_toml(home / FILE_NAME, ServerConfig)
 
 

@@ -151,9 +151,14 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
-        raise _unusable(f"{path} was written by a newer wardround (schema {version})")
+        raise StorageError(
+            "server-database-newer",
+            f"{path} was written by a newer wardround (schema {version}; this one knows {SCHEMA_VERSION})",
+            next_step="install that version again, or restore the backup that was made before the upgrade",
+        )
     connection.executescript(_SCHEMA)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    if version < SCHEMA_VERSION:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _queued(row: sqlite3.Row) -> QueuedEvent:

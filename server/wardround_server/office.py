@@ -20,6 +20,7 @@ from wardround_common.audit.segment import parse_recipient
 from wardround_common.documents import first_problem
 from wardround_common.errors import ConfigError
 from wardround_common.files import write_durably
+from wardround_common.homeformat import stamp
 from wardround_common.identity.address import Address
 from wardround_common.identity.authority import certificate_pem, parse_authorities
 from wardround_common.identity.keys import load_identity_key, new_identity_key, read_file, write_private_key
@@ -154,6 +155,7 @@ def create_home(root: Path, *, name: str, address: str, reviewers: Mapping[str, 
     home.database.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     ServerKeys.create(home.keys, name=name, address=parsed, now=time.time(), days=config.certificate_days)
     write_private_key(home.log_key, new_identity_key())
+    stamp(root, "server")
     write_durably(home.config, render(config).encode())
     office = Office.open(root)
     for reviewer in office.reviewers:

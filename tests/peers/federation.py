@@ -275,6 +275,8 @@ class Federation:
     def _spawn_command(self, name: str) -> subprocess.Popen[bytes]:
         role, home = ("server", self.server) if name == "server" else ("client", self.home(name))
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "HF_HUB_OFFLINE": "1"}
+        if "PYTHONPATH" in os.environ:  # another checkout than the installed one
+            environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "wardround_common", role, "start", "--home", str(home)],

@@ -254,17 +254,23 @@ def test_a_failed_transaction_leaves_nothing(database):
     assert database.take_events() == ()
 
 
-@pytest.mark.parametrize("content", [b"not a database" * 100, "newer"])
-def test_unusable_files_are_typed(tmp_path, content):
+def test_unusable_files_are_typed(tmp_path):
     path = tmp_path / "s.db"
-    if content == "newer":
-        with sqlite3.connect(path) as db:
-            db.execute("PRAGMA user_version = 99")
-        db.close()
-    else:
-        path.write_bytes(content)
+    path.write_bytes(b"not a database" * 100)
     assert code_of(lambda: Database.open(path), StorageError) == "server-database"
     assert code_of(lambda: Database.open(tmp_path / "no" / "s.db"), StorageError) == "server-database"
+
+
+def test_a_newer_database_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "s.db"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    assert code_of(lambda: Database.open(path), StorageError) == "server-database-newer"
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (99,)
+        assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+    db.close()
 
 
 def test_damaged_outbox_is_typed(database):
