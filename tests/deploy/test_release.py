@@ -95,7 +95,7 @@ def record(wheel: Path) -> dict[str, str]:
         return {row[0]: row[1] for row in rows if row[1]}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_wheel_holds_the_packages_their_types_and_the_licence_and_nothing_else(built: Built) -> None:
     held = record(built.wheel)
     assert built.wheel.name == f"wardround-{__version__}-py3-none-any.whl"
@@ -111,7 +111,7 @@ def test_the_wheel_holds_the_packages_their_types_and_the_licence_and_nothing_el
     assert "License-Expression: Apache-2.0\n" in metadata
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_sdist_makes_the_same_wheel(built: Built, tmp_path: Path) -> None:
     with tarfile.open(built.sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -140,7 +140,7 @@ def install(environment: Path, built: Built, extra: str, cwd: Path) -> Path:
     return environment / "bin" / "wardround"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("role", ["auditor", "server", "client"])
 def test_a_role_from_the_wheel_in_a_fresh_environment(
@@ -199,7 +199,7 @@ def finished(environment: Path, folder: Path) -> dict[str, str]:
     return {found["name"]: found["version"] for found in json.loads(text)["components"]}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_build_is_the_same_twice(built: Built, tmp_path: Path) -> None:
     """Byte for byte, so that whoever builds the tag can compare."""
     with tarfile.open(built.sdist) as archive:
