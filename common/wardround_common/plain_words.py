@@ -63,10 +63,10 @@ def cost(study: Study) -> str:
 
 
 def _everywhere(study: Study) -> str:
-    rounds = study.privacy.rounds + study.privacy.spare_rounds
-    record, sites = study.mechanism(study.cohort.members[0].name, 1), len(study.cohort.members)
+    p, sites = study.privacy, len(study.cohort.members)
+    runs = [(record, times * sites) for record, times in p.in_rounds(p.rounds + p.spare_rounds)]
     try:
-        return f"ε = {price_repeated([(record, rounds * sites)], study.privacy.delta).epsilon:.3f}"
+        return f"ε = {price_repeated(runs, p.delta).epsilon:.3f}"
     except BudgetError:
         return "ε above 100, not protected"
 

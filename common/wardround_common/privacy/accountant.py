@@ -130,8 +130,10 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int, besi
     """Return the least noise multiplier, in steps of 0.0001, at which `steps` steps cost at most `epsilon`.
 
     Args:
-        epsilon, delta: what everything together may cost.
-        sample_rate, steps: of the steps whose noise is wanted.
+        epsilon: what everything together may cost, at `delta`.
+        delta: of that price.
+        sample_rate: of the steps whose noise is wanted.
+        steps: how many of them there are.
         beside: what else runs: (sample rate, noise multiplier) to a number of steps.
 
     Raises:

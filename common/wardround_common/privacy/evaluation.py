@@ -6,8 +6,8 @@ Rules (docs/spec/evaluation.md).
   [-1, 1], so adding or removing a unit moves the sums by at most sqrt(3), however many records it has.
 - The number of units is one of the three sums: it is private, so it is noised like the others; nothing is divided by a
   count, at the hospital or elsewhere, that was not noised.
-- Gaussian noise of noise_multiplier x sqrt(3) stands in each sum before it leaves. Afterwards a vector beyond `bound` is
-  scaled down as a whole, which keeps its ratios.
+- Gaussian noise of noise_multiplier x sqrt(3) stands in each sum before it leaves. Afterwards a vector beyond `bound`
+  is scaled down as a whole, which keeps its ratios.
 - Loss and accuracy are ratios of noisy sums. Where the noise is not far below the noisy count there is no figure.
 Plain arithmetic: a reviewer's installation has no numpy. Not done here: forward passes and noise (the hospital's
 `evaluation`), ε (`accountant`).

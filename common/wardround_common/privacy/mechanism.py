@@ -121,7 +121,9 @@ def parse_record(data: bytes) -> MechanismRecord:
     return record
 
 
-def in_rounds(record: MechanismRecord, rounds: int, evaluated: int | None = None) -> tuple[tuple[MechanismRecord, int], ...]:
+def in_rounds(
+    record: MechanismRecord, rounds: int, evaluated: int | None = None
+) -> tuple[tuple[MechanismRecord, int], ...]:
     """Return what `rounds` rounds of a study come to, as (record, times it ran).
 
     Args:

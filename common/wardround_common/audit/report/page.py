@@ -162,6 +162,7 @@ def _study(study: StudyHistory, trust: Trust, spent: Sequence[Spent], hidden: Re
         "rounds": rounds,
         "aggregated": sum(found.outcome == "aggregated" for found in rounds),
         "failed": [found for found in rounds if found.outcome.startswith("failed")],
+        "evaluated": [(found.number, str(found.evaluated)) for found in rounds if found.evaluated],
         "unused": unused,
         "released": study.released,
         "released_round": study.released_round,
