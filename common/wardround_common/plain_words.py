@@ -29,6 +29,16 @@ LEAVES_THE_HOSPITAL = (
 """Everything that may leave a hospital, in words (docs/sharp-edges.md has the fine print)."""
 
 
+EVALUATION_LEAVES = (
+    "inside the update, three sums over held-out units, noised at the hospital and charged to its budget"
+)
+
+
+def leaves_the_hospital(study: Study) -> tuple[str, ...]:
+    """Return everything that may leave a hospital in `study`, in words."""
+    return (*LEAVES_THE_HOSPITAL, EVALUATION_LEAVES) if study.privacy.evaluation else LEAVES_THE_HOSPITAL
+
+
 def explain(study: Study) -> tuple[str, ...]:
     """Return the study as plain sentences, in the order in which a person decides."""
     return (
@@ -37,6 +47,7 @@ def explain(study: Study) -> tuple[str, ...]:
         _model(study),
         _budget(study),
         _mechanism(study),
+        *_evaluation(study),
         _members(study),
         _collusion(study),
         vanishing(study.cohort),
@@ -44,7 +55,7 @@ def explain(study: Study) -> tuple[str, ...]:
         _release(study),
         f"Audit trail: encrypted to {', '.join(sorted(r.name for r in study.reviewers))}; "
         f"{study.cohort.witness_quorum} of {len(study.cohort.members)} hospitals must cosign it before the next round.",
-        f"What leaves the hospital: {'; '.join(LEAVES_THE_HOSPITAL)}. Nothing else.",
+        f"What leaves the hospital: {'; '.join(leaves_the_hospital(study))}. Nothing else.",
     )
 
 
@@ -112,6 +123,22 @@ def _mechanism(study: Study) -> str:
         f"Mechanism: {p.rounds} rounds{spare} of {p.steps_per_round} steps; each step draws every {p.unit} with "
         f"probability {p.sample_rate:g}, clips it to {p.clip_norm:g} and adds noise of {p.noise_multiplier:g} × that. "
         "Each hospital adds its own full noise before anything leaves."
+    )
+
+
+def _evaluation(study: Study) -> tuple[str, ...]:
+    p, e = study.privacy, study.privacy.evaluation
+    if e is None:
+        return ()
+    times = (p.rounds + p.spare_rounds) // e.every
+    released = "is" if study.released_round < p.rounds and (study.released_round + 1) % e.every == 0 else "is not"
+    return (
+        f"Evaluation: about {e.held_out:.0%} of the {p.unit}s here are never trained on. In every round whose number "
+        f"{e.every} divides, at most {times} times, the hospital adds up over them how many they are, their loss "
+        f"(a record's up to {e.loss_bound:g}) and how much was right, and adds noise of {e.noise_multiplier:g} × √3, the "
+        f"most that one {p.unit} can change. These noised sums leave with the update. They are paid for in the ε above, "
+        f"per {p.unit} at one hospital ({p.adjacency}): every {p.unit} is charged for training and evaluation. The adapter "
+        f"that is released {released} among those measured, if no round fails.",
     )
 
 

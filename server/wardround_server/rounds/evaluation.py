@@ -27,7 +27,8 @@ def evaluated(
     """Return the entry of a round that evaluated, none of another.
 
     Args:
-        study, plan: which round.
+        study: the study.
+        plan: the round's.
         survivors: the sites in the mean.
         rest: what follows the adapter in the mean.
     """

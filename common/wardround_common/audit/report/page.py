@@ -51,7 +51,9 @@ _TOPICS = {
 }
 """How a sentence of `plain_words` begins -> its heading; other sentences begin with theirs and a colon."""
 
-_NAMELESS = frozenset({"Privacy", "Mechanism", "Collusion", "If one is away", "Leaves a hospital", "Trained"})
+_NAMELESS = frozenset(
+    {"Privacy", "Mechanism", "Evaluation", "Collusion", "If one is away", "Leaves a hospital", "Trained"}
+)
 """Headings whose sentences hold numbers only."""
 
 MAX_NAMES = 6
