@@ -29,9 +29,7 @@ LEAVES_THE_HOSPITAL = (
 """Everything that may leave a hospital, in words (docs/sharp-edges.md has the fine print)."""
 
 
-EVALUATION_LEAVES = (
-    "inside the update, three sums over held-out units, noised at the hospital and charged to its budget"
-)
+EVALUATION_LEAVES = "in that update, three sums over held-out units, noised at the hospital and charged to its budget"
 
 
 def leaves_the_hospital(study: Study) -> tuple[str, ...]:
@@ -134,11 +132,11 @@ def _evaluation(study: Study) -> tuple[str, ...]:
     released = "is" if study.released_round < p.rounds and (study.released_round + 1) % e.every == 0 else "is not"
     return (
         f"Evaluation: about {e.held_out:.0%} of the {p.unit}s here are never trained on. In every round whose number "
-        f"{e.every} divides, at most {times} times, the hospital adds up over them how many they are, their loss "
-        f"(a record's up to {e.loss_bound:g}) and how much was right, and adds noise of {e.noise_multiplier:g} × √3, the "
-        f"most that one {p.unit} can change. These noised sums leave with the update. They are paid for in the ε above, "
-        f"per {p.unit} at one hospital ({p.adjacency}): every {p.unit} is charged for training and evaluation. The adapter "
-        f"that is released {released} among those measured, if no round fails.",
+        f"{e.every} divides, at most {times} times, the hospital adds up over them how many they are, their loss (a "
+        f"record's up to {e.loss_bound:g}) and how much was right, and adds noise of {e.noise_multiplier:g} × the most "
+        f"that one {p.unit} can change. These noised sums leave with the update. They are paid for in the ε above, per "
+        f"{p.unit} at one hospital ({p.adjacency}): each is charged for training and evaluation. The released adapter "
+        f"{released} among those measured, if no round fails.",
     )
 
 

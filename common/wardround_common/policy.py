@@ -271,7 +271,7 @@ def _model_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
         _one_of("data set", study.task.dataset, tuple(policy.datasets)),
         _purpose(policy, study),
         _one_of("evaluation", study.evaluation, policy.evaluations),
-        *_charged(policy, study),
+        _charged(policy, study),
         _one_of("base model", study.model.content, policy.models),
         _at_most("adapter rank", study.adapter.rank, policy.max_rank),
         _all_of("target modules", study.adapter.target_modules, policy.target_modules),
@@ -283,13 +283,15 @@ def _least_noise(study: Study) -> float:
     return p.noise_multiplier if p.evaluation is None else min(p.noise_multiplier, p.evaluation.noise_multiplier)
 
 
-def _charged(policy: Policy, study: Study) -> tuple[Clause, ...]:
-    """Return the clause on an evaluation on patients, if the study has one: what has no such field asks for nothing."""
-    if study.privacy.evaluation is None:
-        return ()
-    allowed = CHARGED in policy.evaluations
-    shown = "noised and charged" if allowed else "no"
-    return (Clause(name="evaluation on own patients", asked="noised and charged", allowed=shown, passed=allowed),)
+def _charged(policy: Policy, study: Study) -> Clause:
+    """Return the clause on an evaluation on this hospital's patients."""
+    asks, allows = study.privacy.evaluation is not None, CHARGED in policy.evaluations
+    return Clause(
+        name="evaluation on own patients",
+        asked="noised and charged" if asks else "none",
+        allowed="noised and charged" if allows else "none",
+        passed=allows or not asks,
+    )
 
 
 def _purpose(policy: Policy, study: Study) -> Clause:

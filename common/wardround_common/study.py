@@ -203,7 +203,7 @@ class Privacy(Document):
         )
         if self.evaluation is None or not self.evaluation.runs_in(round_):
             return record
-        fields = {name: value for name, value in record if name != "kind"}
+        fields = {name: value for name, value in record if name not in ("format", "kind")}
         return EvaluatedGaussian(**fields, evaluation=self.evaluation)
 
     def fullest(self, study: str, site: str) -> MechanismRecord:

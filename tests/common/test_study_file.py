@@ -19,7 +19,7 @@ FILE = template_study(name="demo", members=("a", "b", "c"), model="minilm")
 CALLS: list[tuple[float, float, float, int]] = []
 
 
-def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int, beside: object) -> float:
     CALLS.append((epsilon, delta, sample_rate, steps))
     return 0.8
 

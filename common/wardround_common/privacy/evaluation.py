@@ -102,7 +102,7 @@ def require_fine_evaluation(evaluation: Evaluation, nominal_units: float, *, mem
     if share >= MAX_ROUNDING_SHARE:
         raise ValueError(
             f"ring {ring} rounds the evaluation too coarsely for {members} members: {share:.1%} of the noise, "
-            f"where less than {MAX_ROUNDING_SHARE:.0%} is allowed; use u32"
+            f"where less than {MAX_ROUNDING_SHARE:.0%} is allowed; use u32, or a smaller nominal_size"
         )
 
 

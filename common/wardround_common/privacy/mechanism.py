@@ -69,7 +69,7 @@ class EvaluatedGaussian(Document):
     standard deviation `evaluation.noise_multiplier` x sqrt(3) in each of its three coordinates.
     """
 
-    format: Literal["wardround/mechanism/1"] = "wardround/mechanism/1"
+    format: Literal["wardround/evaluated-mechanism/1"] = "wardround/evaluated-mechanism/1"
     kind: Literal["evaluated-poisson-subsampled-gaussian"] = "evaluated-poisson-subsampled-gaussian"
     study: Digest
     site: Name
