@@ -100,8 +100,8 @@ class WardStrategy(Strategy):
             TrainingError: the study cannot be completed.
             VerificationError: members refused to cosign the audit log.
         """
-        self._greet(grid)
         self._show_evaluation(evaluations(self._state.rounds(self._study)))
+        self._greet(grid)
         trained = self._desk.layout.trained
         first = initial_values(trained, self._desk.study.adapter.seed)
         initial = self._desk.blobs.put(write_values(first, trained))
