@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 from peers.studies import SITES, Cast, make_study
 
 from wardround_client import evaluation as product
+from wardround_client.config import ClientConfig, Dataset
 from wardround_client.data.text import TextData
 from wardround_client.evaluation import Evaluator, Scores, noise_of, noised_sums, split, unit_vectors
+from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.ledger_budget import plan_of
+from wardround_client.opening import StudyOpener
+from wardround_client.openstudy import Training
 from wardround_client.randomness import KeystreamRandomness
+from wardround_client.rounds import vault_prefix
+from wardround_client.site_data import load_site_texts
+from wardround_client.vault import Vault
 from wardround_common.errors import BudgetError
 from wardround_common.privacy.accountant import plan_price, price
 from wardround_common.privacy.evaluation import UNIT_NORM, bound, noise_std
@@ -218,6 +225,46 @@ def test_the_split_does_not_depend_on_other_patients_and_not_on_the_order():
     )
     assert set(split(fewer, tuple(names[i] for i in order), KEY, 0.25)[1].texts) == held & set(fewer.texts)
     assert set(split(whole, names, SEED, 0.25)[1].texts) != held, "another key, another split"
+
+
+def opener(folder: Path) -> StudyOpener:
+    lines = [f"{text},{i % 3 + 1:02d},P{i // 3}" for i, text in enumerate(f"note {i}" for i in range(240))]
+    (folder / "texts.csv").write_text("\n".join(["text,chapter,patient", *lines]) + "\n")
+    config = ClientConfig(
+        site=SITES[0], server="localhost:1", datasets={"notes": Dataset(path="texts.csv", unit_column="patient")}
+    )
+    home = Home(folder)
+    vault = Vault(home.sealed, home.local_key)
+    nothing: Any = None
+    return StudyOpener(
+        home=home, config=config, gate=nothing, ledger=nothing, vault=vault, blobs=nothing, board=nothing,
+        key=nothing, get_study=nothing, training=Training(), show=nothing,
+    )  # fmt: skip
+
+
+def test_opening_a_study_holds_whole_patients_out_by_a_key_that_stays_with_it(tmp_path: Path):
+    agreed = study(unit="patient", records_per_unit=2)
+    opening = opener(tmp_path)
+    whole = load_site_texts(opening.home, opening.config, agreed, strict=False)
+    trained, evaluator = opening._split(agreed, whole, tmp_path)
+    assert evaluator is not None
+    assert trained.unit == "patient"
+    assert set(np.bincount(trained.units)) == set(np.bincount(evaluator.units)) == {3}
+    assert trained.unit_count + len(set(evaluator.units)) == 80
+    again, _ = opener(tmp_path)._split(agreed, whole, tmp_path)  # the daemon was restarted
+    assert again.texts == trained.texts
+    other, _ = opening._split(study(unit="patient", rounds=5), whole, tmp_path)
+    assert other.texts != trained.texts, "another study, another key"
+    names = opening.vault.names(vault_prefix(agreed.sha256()))
+    assert [name.removeprefix(vault_prefix(agreed.sha256())) for name in names] == ["held-out"]
+
+
+def test_opening_a_study_without_an_evaluation_changes_nothing(tmp_path: Path):
+    plain = study(evaluation=None, unit="patient")
+    opening = opener(tmp_path)
+    whole = load_site_texts(opening.home, opening.config, plain, strict=False)
+    assert opening._split(plain, whole, tmp_path) == (whole, None)
+    assert not list(tmp_path.glob("state/sealed/*"))
 
 
 # -- the ledger
