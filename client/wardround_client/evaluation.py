@@ -97,7 +97,7 @@ def noised_sums(vectors: Floats, evaluation: Evaluation, largest: float, randomn
         largest: bound of what leaves; larger sums are scaled down together.
         randomness: of this release, and used by nothing else.
     """
-    sums = vectors.sum(axis=0) + noise_std(evaluation) * randomness.normal(COORDINATES)
+    sums: Floats = vectors.sum(axis=0) + noise_std(evaluation) * randomness.normal(COORDINATES)
     most, limit = float(np.abs(sums).max()), largest * _BELOW_BOUND
     return sums * (limit / most) if most > limit else sums
 

@@ -233,7 +233,8 @@ class WardStrategy(Strategy):
         self._show_evaluation(measured)
         aggregated = RoundAggregated(study=self._study, round=plan.round, survivors=survivors, adapter=adapter.digest)
         moved = record.moved("aggregated", adapter=adapter, survivors=survivors)
-        return _outcome(moved, [*gathered.entries, *((event, everyone) for event in (*measured, aggregated))])
+        told: list[Entry] = [*((event, everyone) for event in measured), (aggregated, everyone)]
+        return _outcome(moved, [*gathered.entries, *told])
 
     def _show_evaluation(self, measured: Sequence[RoundEvaluated]) -> None:
         if measured:

@@ -21,11 +21,13 @@ from wardround_common.audit.events import (
     WitnessRefused,
     parse_event,
 )
+from wardround_common.envelope.update import load_update_key, new_update_key, open_update, update_info
 from wardround_common.errors import VerificationError
 from wardround_common.privacy.accountant import price
 from wardround_common.privacy.evaluation import figures, noise_std
 from wardround_common.privacy.mechanism import Evaluation, parse_record
 from wardround_common.secagg.fixed import FixedPoint
+from wardround_common.study import UpdateProtection
 from wardround_common.updates import EVALUATION, adapter_part, join, secagg_rules, segments, update_specs
 from wardround_server.rounds.aggregate import MeanUpdate
 from wardround_server.rounds.evaluation import evaluations, in_words
@@ -270,3 +272,47 @@ def test_no_hospital_cosigns_figures_of_another_adapter(tmp_path: Path):
         assert {event.site for event in world.events(WitnessRefused)} == set(UNITS)
     finally:
         world.close()
+
+
+# -- sealed instead of masked
+
+
+class SealedWorld(MaskedWorld):
+    """The same federation with updates sealed to the server's study key."""
+
+    def _study(self, n: int, colluders: int, privacy: dict[str, Any]) -> Any:
+        masked = super()._study(n, colluders, privacy)
+        key = self.folder / "update.key"
+        server = masked.server.model_copy(update={"update_key": new_update_key(key)})
+        self.key = load_update_key(key)
+        changes = {"protection": UpdateProtection.HPKE, "secagg": None, "server": server}
+        return type(masked)(**{**dict(masked), **changes})
+
+    def unseal(self, source: Any, round_: int, site: str) -> Any:
+        return open_update(source, self.key, update_info(self.study.sha256(), round_, site))
+
+
+def test_sealed_updates_bring_the_same_sums(tmp_path: Path):
+    world = SealedWorld(tmp_path, rounds=1, evaluation=PLAN.model_copy(update={"every": 1}))
+    try:
+        recorded = arm(world)
+        world.run(unseal=world.unseal)
+        (event,) = world.events(RoundEvaluated)
+        plain = MeanUpdate(segments(world.study, world.layout.trained), members=3)
+        for vector in vectors(world, recorded, 1):
+            plain.add(lambda vector=vector: [vector])
+        assert event.sums == tuple(3 * float(value) for value in np.concatenate(list(plain.value()))[-3:])
+        assert in_words(world.study, event).startswith("round 1 measured the first adapter: ")
+    finally:
+        world.close()
+
+
+def test_sums_beyond_what_the_study_allows_are_refused_as_any_value_is(ran: Ran):
+    world = ran.world
+    mean = MeanUpdate(segments(world.study, world.layout.trained), members=3)
+    largest = segments(world.study, world.layout.trained)[-1].bound
+    (vector, *_) = vectors(world, ran.recorded, 2)
+    vector[-1] = 1.01 * largest
+    with pytest.raises(VerificationError, match="beyond what an honest run"):
+        mean.add(lambda: [vector])
+    assert mean.count == 0
