@@ -29,7 +29,7 @@ LEAVES_THE_HOSPITAL = (
 """Everything that may leave a hospital, in words (docs/sharp-edges.md has the fine print)."""
 
 
-EVALUATION_LEAVES = "in that update, three sums over held-out units, noised at the hospital and charged to its budget"
+EVALUATION_LEAVES = "in its update, three sums over held-out units, noised at the hospital and charged to its budget"
 
 
 def leaves_the_hospital(study: Study) -> tuple[str, ...]:
@@ -128,11 +128,12 @@ def _evaluation(study: Study) -> tuple[str, ...]:
     p, e = study.privacy, study.privacy.evaluation
     if e is None:
         return ()
-    times = (p.rounds + p.spare_rounds) // e.every
+    most = (p.rounds + p.spare_rounds) // e.every
+    times = "once" if most == 1 else f"{most} times"
     released = "is" if study.released_round < p.rounds and (study.released_round + 1) % e.every == 0 else "is not"
     return (
         f"Evaluation: about {e.held_out:.0%} of the {p.unit}s here are never trained on. In every round whose number "
-        f"{e.every} divides, at most {times} times, the hospital adds up over them how many they are, their loss (a "
+        f"{e.every} divides, at most {times}, the hospital adds up over them how many they are, their loss (a "
         f"record's up to {e.loss_bound:g}) and how much was right, and adds noise of {e.noise_multiplier:g} × the most "
         f"that one {p.unit} can change. These noised sums leave with the update. They are paid for in the ε above, per "
         f"{p.unit} at one hospital ({p.adjacency}): each is charged for training and evaluation. The released adapter "
@@ -177,6 +178,8 @@ def _protection(study: Study) -> str:
 def _release(study: Study) -> str:
     p = study.privacy
     evaluation = "no evaluation" if study.evaluation == "none" else f"evaluation on the {study.evaluation} set only"
+    if p.evaluation is not None:
+        evaluation = evaluation.removesuffix(" only") if study.evaluation != "none" else "no evaluation on public data"
     return (
         f"Release: the adapter of round {study.released_round} of {p.rounds}, fixed now; {evaluation}. "
         f"A round may take {study.timing.round_deadline_s:g} s, the study {study.timing.max_hours:g} hours."

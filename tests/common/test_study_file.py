@@ -194,11 +194,12 @@ def test_a_charged_evaluation_is_told_in_plain_words() -> None:
         "adds noise of 6 × the most that one patient can change",
         "paid for in the ε above, per patient at one hospital (add-or-remove-one)",
         "The released adapter is not among those measured",
-        "in that update, three sums over held-out units, noised at the hospital and charged to its budget",
+        "in its update, three sums over held-out units, noised at the hospital and charged to its budget",
     ):
         assert fact in told, fact
     measured = study.model_copy(update={"released_round": 19})
     assert "The released adapter is among those measured" in " ".join(explain(measured))
+    assert "fixed now; no evaluation on public data." in told
     assert "valuation:" not in " ".join(explain(compiled(FILE)))
     assert "held-out" not in " ".join(explain(compiled(FILE)))
 

@@ -99,12 +99,12 @@ def test_card_and_provenance_tell_what_hospitals_measured_as_noised(bench: Bench
     assert f"{plan_price(study.privacy, 3).epsilon:.3f}" in card
     assert plan_price(study.privacy, 3).epsilon > plan_price(bench.study.privacy, 3).epsilon
     for fact in (
-        "| evaluation | 1 noised sums over held-out records, noise multiplier 2.0, charged in the ε above |",
+        "| evaluations | 1 × three noised sums over held-out records, noise multiplier 2.0, charged in the ε above |",
         "by 3 hospitals in round 2, of the released adapter. **All figures are noised**",
         "| held-out records, all hospitals together | 300 ± 6 |",
         "| accuracy, mean over records | 66.7 % ± 1.1 % |",
         "| loss in nats, mean over records, each record's limited to 4.0 | 1.000 ± 0.045 |",
-        "hospitals sent noised, charged sums, see below",
+        "| evaluation | on held-out records: hospitals sent noised, charged sums, see below |",
     ):
         assert fact in card, fact
     predicate = check_release(tmp_path / "r", bench.operator)["predicate"]
