@@ -157,7 +157,7 @@ def _asked(home: Path, reference: str) -> tuple[Budget, Plan, float, int]:
 def _from_file(home: Path, path: Path) -> tuple[Budget, Plan, float, int]:
     file, policy = load_yaml(path, StudyFile), load_yaml(Home(home).policy, Policy)
     privacy = compile_privacy(file.privacy, calibrate)
-    record = privacy.mechanism(sha256_digest(path.read_bytes()), load(home).site, 1)
+    record = privacy.fullest(sha256_digest(path.read_bytes()), load(home).site)
     with Ledger.open(Home(home).ledger) as ledger:
         budget = _budget(ledger, policy, space_of(policy, file.task.dataset))
     return budget, (record, privacy.rounds + privacy.spare_rounds), privacy.delta, len(file.cohort.members)

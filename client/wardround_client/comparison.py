@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from wardround_client.agreed import Agreed, OwnAnswer, OwnAnswers, agree, load_agreed, require_own_facts
+from wardround_client.agreed_evaluations import require_agreed_evaluations
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.restored import enter_forgotten, has_gap
@@ -66,6 +67,7 @@ class Comparison:
                 log.warning("an old copy of this site was restored: it sits the study out", study=digest)
                 self.ledger.set_back(digest)
             masked = self._check_sums(before, accepted.events, own)
+            require_agreed_evaluations(self._stored_study(digest), before, accepted.events, own)
             changed[digest] = after.model_copy(update={**masked, "begun": self.ledger.begun(digest)})
         return changed
 

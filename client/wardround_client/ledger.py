@@ -281,7 +281,7 @@ class Ledger:
 
     def _budget(self, cap: Cap, space: str, without: str | None = None) -> Budget:
         rows = [row for row in reserved(self._store) if row.space == space and row.study != without]
-        plans = tuple(row.charged for row in rows)
+        plans = tuple(runs for row in rows for runs in row.charged)
         return Budget(cap=cap, plans=plans, order=renyi_order(self._store, space))
 
     def _insert(self, study: Study, price: Price, order: int, space: str) -> None:

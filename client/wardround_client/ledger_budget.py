@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from wardround_common.errors import BudgetError
 from wardround_common.privacy.composition import MAX_STEPS, MIN_NOISE_MULTIPLIER, compose
 from wardround_common.privacy.lifetime import Cap, Lifetime, best_order, lifetime, needed_epsilon, renyi_epsilon
-from wardround_common.privacy.mechanism import SubsampledGaussian
+from wardround_common.privacy.mechanism import MechanismRecord, in_rounds
 from wardround_common.study import MAX_ROUNDS, Study
 
 DEFAULT_SPACE = "patients"
 """All data sets of a hospital that nobody declared to be about other patients."""
 
-Plan = tuple[SubsampledGaussian, int]
-"""The record of one round, and how many rounds."""
+Plan = tuple[MechanismRecord, int]
+"""A study: the record of a round, of one that evaluates if any does, and how many rounds, from the first on."""
+
+Runs = tuple[MechanismRecord, int]
+"""What ran, or may run: a record, and how often exactly that."""
 
 _STEPS = 10_000  # noise multipliers are looked for in steps of 1/10,000
 _MOST_NOISE = 1000
@@ -32,7 +35,7 @@ _MOST_NOISE = 1000
 
 def plan_of(study: Study) -> Plan:
     """The record of one round (its site does not matter: all run the same) and how often it may run."""
-    return study.mechanism(study.cohort.members[0].name, 1), study.privacy.rounds + study.privacy.spare_rounds
+    return study.fullest(), study.privacy.rounds + study.privacy.spare_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class Budget:
     """
 
     cap: Cap
-    plans: tuple[Plan, ...]
+    plans: tuple[Runs, ...]
     order: int | None
 
     @property
@@ -60,7 +63,7 @@ class Budget:
         Raises:
             BudgetError: the plan cannot be priced.
         """
-        return lifetime([plan], self.cap, self.order_for(plan)).used
+        return lifetime(in_rounds(*plan), self.cap, self.order_for(plan)).used
 
     def order_for(self, plan: Plan) -> int:
         """Return the filter's order if `plan` is reserved next."""
@@ -68,21 +71,22 @@ class Budget:
 
     def fits(self, plan: Plan) -> bool:
         """Return whether `plan` fits beside all reservations."""
-        return lifetime([*self.plans, plan], self.cap, self.order_for(plan)).used <= 1
+        return lifetime([*self.plans, *in_rounds(*plan)], self.cap, self.order_for(plan)).used <= 1
 
     def rounds_that_fit(self, plan: Plan) -> int:
         """Return how many rounds like `plan`'s fit beside all reservations, at most the largest plan that exists."""
         record, _ = plan
-        order, taken = self.order_for(plan), sum(one.steps * times for one, times in self.plans)
-        low, high = 0, min(MAX_ROUNDS, max(0, MAX_STEPS - taken) // record.steps) + 1
+        order, taken = self.order_for(plan), compose(self.plans).total if self.plans else 0
+        longest = compose([(record, 1)]).total  # steps of a round that evaluates: at least any other's
+        low, high = 0, min(MAX_ROUNDS, max(0, MAX_STEPS - taken) // longest) + 1
         while high - low > 1:
             middle = (low + high) // 2
-            used = lifetime([*self.plans, (record, middle)], self.cap, order).used
+            used = lifetime([*self.plans, *in_rounds(record, middle)], self.cap, order).used
             low, high = (middle, high) if used <= 1 else (low, middle)
         return low
 
     def noise_that_fits(self, plan: Plan) -> float | None:
-        """Return the least noise multiplier, in steps of 0.0001, at which the whole plan fits; None if none does."""
+        """Return the least noise of training, in steps of 0.0001, at which the whole plan fits; None if none does."""
         record, times = plan
 
         def fits(step: int) -> bool:
@@ -116,7 +120,7 @@ class Budget:
 
     def _enough(self, plan: Plan) -> float:
         """Return a cap ε, rounded up to two decimals, into which all plans fit."""
-        plans, delta = [*self.plans, plan], self.cap.delta
+        plans, delta = [*self.plans, *in_rounds(*plan)], self.cap.delta
         epsilon = needed_epsilon(plans, delta, self.order) if self.order else renyi_epsilon(compose(plans), delta)
         return math.ceil(epsilon * 100) / 100
 

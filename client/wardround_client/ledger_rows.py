@@ -11,8 +11,18 @@ from wardround_client.ledger_store import LedgerStore
 from wardround_common.documents import Document
 from wardround_common.errors import BudgetError
 from wardround_common.privacy.accountant import Price, price_repeated
-from wardround_common.privacy.mechanism import Adjacency, SubsampledGaussian, Unit
+from wardround_common.privacy.mechanism import (
+    Adjacency,
+    EvaluatedGaussian,
+    MechanismRecord,
+    SubsampledGaussian,
+    Unit,
+    in_rounds,
+    parse_record,
+)
 from wardround_common.rounds import BlobRef
+
+Runs = tuple[MechanismRecord, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +45,7 @@ class RoundRow:
     began_at: int
     committed_at: int | None
     recovered: bool  # entered from the audit trail, after an old copy of this site was restored
-    mechanism: SubsampledGaussian
+    mechanism: MechanismRecord  # of this round
     space: str
 
 
@@ -70,7 +80,7 @@ class Reserved:
 
     study: str
     name: str
-    mechanism: SubsampledGaussian
+    mechanism: MechanismRecord  # of a round that evaluates if any does
     rounds: int
     delta: float
     epsilon: float
@@ -80,19 +90,30 @@ class Reserved:
     sites: int
     set_back: bool
     begun: int
+    evaluated: int  # rounds among them that evaluated
 
     @property
-    def charged(self) -> tuple[SubsampledGaussian, int]:
-        """What counts against the cap: the whole plan while it is open, then the rounds that began.
+    def charged_rounds(self) -> int:
+        """How many rounds count against the cap: the whole plan while it is open, then the rounds that began.
 
         Of a study that this site was set back in, always the whole plan: what it had spent is not known.
         """
-        return self.mechanism, self.begun if self.closed and not self.set_back else self.rounds
+        return self.begun if self.closed and not self.set_back else self.rounds
+
+    @property
+    def charged(self) -> tuple[Runs, ...]:
+        """What counts against the cap, as (record, times); see `charged_rounds`."""
+        return self.ran if self.closed and not self.set_back else in_rounds(self.mechanism, self.rounds)
+
+    @property
+    def ran(self) -> tuple[Runs, ...]:
+        """What the rounds that began ran, as (record, times)."""
+        return in_rounds(self.mechanism, self.begun, self.evaluated)
 
     @property
     def spent(self) -> Price | None:
         """The price of the rounds that began, or None if none did."""
-        return price_repeated([(self.mechanism, self.begun)], self.delta) if self.begun else None
+        return price_repeated(self.ran, self.delta) if self.begun else None
 
     @property
     def at_every_site(self) -> float | None:
@@ -100,7 +121,7 @@ class Reserved:
         if not self.begun:
             return 0.0
         try:
-            return price_repeated([(self.mechanism, self.begun * self.sites)], self.delta).epsilon
+            return price_repeated([(record, times * self.sites) for record, times in self.ran], self.delta).epsilon
         except BudgetError:
             return None
 
@@ -111,11 +132,12 @@ def reserved(store: LedgerStore) -> list[Reserved]:
         "SELECT study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, set_back, "
         "(SELECT count(*) FROM rounds WHERE rounds.study = studies.study) FROM studies ORDER BY studies.rowid"
     )
+    mechanisms = {row[0]: parse_record(row[2]) for row in found}
     return [
         Reserved(
             study=study,
             name=name,
-            mechanism=SubsampledGaussian.from_bytes(mechanism),
+            mechanism=mechanisms[study],
             rounds=rounds,
             delta=delta,
             epsilon=epsilon,
@@ -125,9 +147,18 @@ def reserved(store: LedgerStore) -> list[Reserved]:
             sites=sites,
             set_back=bool(set_back),
             begun=begun,
+            evaluated=_evaluated(store, study, mechanisms[study]),
         )
-        for study, name, mechanism, rounds, delta, epsilon, closed, space, dataset, sites, set_back, begun in found
+        for study, name, _, rounds, delta, epsilon, closed, space, dataset, sites, set_back, begun in found
     ]
+
+
+def _evaluated(store: LedgerStore, study: str, mechanism: MechanismRecord) -> int:
+    """Return how many rounds of a study that began evaluated: those whose number `every` divides."""
+    if isinstance(mechanism, SubsampledGaussian):
+        return 0
+    sql = "SELECT count(*) FROM rounds WHERE study = ? AND round % ? = 0"
+    return int(store.query(sql, study, mechanism.evaluation.every)[0][0])
 
 
 def begun_round(store: LedgerStore, study: str, round_: int) -> tuple[str, Stored | None] | None:
@@ -159,11 +190,17 @@ def round_rows(store: LedgerStore) -> Sequence[RoundRow]:
             began_at=began_at,
             committed_at=committed_at,
             recovered=bool(recovered),
-            mechanism=SubsampledGaussian.from_bytes(mechanism),
+            mechanism=_of_round(parse_record(mechanism), round_),
             space=space,
         )
         for study, name, round_, plan, began_at, committed_at, recovered, mechanism, space in found
     ]
+
+
+def _of_round(record: MechanismRecord, round_: int) -> MechanismRecord:
+    if isinstance(record, EvaluatedGaussian) and not record.evaluation.runs_in(round_):
+        return record.training
+    return record
 
 
 def renyi_order(store: LedgerStore, space: str) -> int | None:
@@ -174,14 +211,14 @@ def renyi_order(store: LedgerStore, space: str) -> int | None:
 
 def study_row(row: Reserved) -> StudyRow:
     """Return `row` as it is shown to people."""
-    price = row.spent or price_repeated([(row.mechanism, row.rounds)], row.delta)
+    price = row.spent or price_repeated(in_rounds(row.mechanism, row.rounds), row.delta)
     return StudyRow(
         study=row.name,
         digest=row.study,
         space=row.space,
         sites=row.sites,
         rounds_spent=row.begun,
-        rounds_reserved=row.charged[1],
+        rounds_reserved=row.charged_rounds,
         closed=row.closed,
         set_back=row.set_back,
         epsilon=price.epsilon if row.begun else 0.0,

@@ -20,7 +20,7 @@ from wardround_common.documents import Document
 from wardround_common.errors import BudgetError
 from wardround_common.privacy.accountant import price_repeated
 from wardround_common.privacy.lifetime import lifetime
-from wardround_common.privacy.mechanism import SubsampledGaussian
+from wardround_common.privacy.mechanism import MechanismRecord, in_rounds
 
 BAR_WIDTH = 30
 """Characters of a bar: fits beside the numbers on 80 columns."""
@@ -109,7 +109,8 @@ def round_views(rounds: Sequence[RoundRow], budgets: dict[str, Budget]) -> tuple
 def plan_view(budget: Budget, plan: Plan, delta: float, *, sites: int) -> PlanView:
     """Return what `plan` would cost one unit at this site, and one that is at all `sites`."""
     record, rounds = plan
-    alone, everywhere = (_price(record, times, delta) for times in (rounds, rounds * sites))
+    runs = in_rounds(record, rounds)
+    alone, everywhere = _price(runs, delta), _price([(one, times * sites) for one, times in runs], delta)
     return PlanView(
         rounds=rounds,
         noise_multiplier=record.noise_multiplier,
@@ -133,11 +134,11 @@ def _finite(share: float) -> float | None:
     return share if math.isfinite(share) else None
 
 
-def _price(record: SubsampledGaussian, times: int, delta: float) -> tuple[float | None, float | None]:
-    if not times:
+def _price(runs: Sequence[tuple[MechanismRecord, int]], delta: float) -> tuple[float | None, float | None]:
+    if not any(times for _, times in runs):
         return 0.0, 0.0
     try:
-        price = price_repeated([(record, times)], delta)
+        price = price_repeated(runs, delta)
     except BudgetError:
         return None, None
     return price.epsilon, price.epsilon_replaced

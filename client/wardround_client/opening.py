@@ -13,6 +13,7 @@ Not done here: which studies are open (`studies`), what an open one does (`opens
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from wardround_client.agreed import load_agreed
 from wardround_client.config import ClientConfig
+from wardround_client.data.text import TextData
 from wardround_client.ending import require_not_ended
+from wardround_client.evaluation import Evaluator, split
 from wardround_client.gate import Gate, load_policy_approval
 from wardround_client.home import Home
 from wardround_client.ledger import Ledger
@@ -30,7 +33,7 @@ from wardround_client.openstudy import OpenStudy, Training
 from wardround_client.protection import MaskedUpdates, Protection, SealedUpdates, Tensors
 from wardround_client.restored import require_newest_ledger
 from wardround_client.rounds import Rounds, vault_prefix
-from wardround_client.site_data import load_site_texts
+from wardround_client.site_data import load_site_texts, unit_identifiers
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
 from wardround_common.adapter import AdapterLayout, adapter_layout, encode_tensors, initial_digest, initial_tensors
@@ -41,7 +44,7 @@ from wardround_common.models import locate_model, require_digest, weight_shapes
 from wardround_common.secagg.member import Member
 from wardround_common.signing import Envelope
 from wardround_common.study import Study
-from wardround_common.updates import secagg_rules
+from wardround_common.updates import secagg_rules, update_specs
 from wardround_common.wire.blobstore import FileBlobStore
 
 
@@ -110,7 +113,7 @@ class StudyOpener:
         require_digest(folder, study.model.content)
         layout = adapter_layout(weight_shapes(folder), study.adapter, study.task)
         _require_initial(study, layout)
-        data = load_site_texts(self.home, self.config, study, strict=False)
+        data, evaluator = self._split(study, load_site_texts(self.home, self.config, study, strict=False), folder)
         make_trainer = partial(self.training.make_trainer, study, data, folder, self.config)
         trainer = make_trainer()
         first = _trained(initial_tensors(layout, study.adapter.seed), layout)
@@ -140,7 +143,25 @@ class StudyOpener:
             require_going=lambda: require_not_ended(self.home, study.sha256()),
             _agreed=agreed,
             masking=masking,
+            evaluator=evaluator,
         )
+
+    def _split(self, study: Study, data: TextData, folder: Path) -> tuple[TextData, Evaluator | None]:
+        """Return what is trained on, and what evaluates on the rest if the study has an evaluation."""
+        evaluation = study.privacy.evaluation
+        if evaluation is None:
+            return data, None
+        identifiers = unit_identifiers(self.home, self.config, study)
+        trained, held = split(data, identifiers, self._split_key(study), evaluation.held_out)
+        score = self.training.make_score(study, held, folder, self.config)
+        return trained, Evaluator(study=study, units=held.units, score=score)
+
+    def _split_key(self, study: Study) -> bytes:
+        """Return the key that decides who is held out; drawn once for a study, destroyed with its other secrets."""
+        name = f"{vault_prefix(study.sha256())}held-out"
+        if not self.vault.holds(name):
+            self.vault.seal(name, self.training.new_seed())
+        return self.vault.open(name)
 
     def masking(self, study: Study, layout: AdapterLayout) -> Masking:
         """Return the site's side of a masked study."""
@@ -158,7 +179,8 @@ class StudyOpener:
     def protection(self, study: Study, layout: AdapterLayout, masking: Masking | None) -> Protection:
         """Return what the site does to its updates before they leave."""
         if masking is not None:
-            return MaskedUpdates(study=study, specs=layout.trained, member=masking.member, blobs=self.blobs)
+            specs = update_specs(study, layout.trained)
+            return MaskedUpdates(study=study, specs=specs, member=masking.member, blobs=self.blobs)
         return SealedUpdates(site=self.config.site, study=study, blobs=self.blobs, key=self.key)
 
     def _phase(self, phase: str, study: Study, round_: int) -> None:

@@ -22,6 +22,7 @@ from wardround_client.agreed import Agreed
 from wardround_client.attempts import attempt
 from wardround_client.config import ClientConfig
 from wardround_client.data.text import TextData
+from wardround_client.evaluation import Evaluator, Score, Scores
 from wardround_client.masking import Masking
 from wardround_client.protection import Tensors
 from wardround_client.randomness import KeystreamRandomness, Randomness, new_round_seed
@@ -29,6 +30,7 @@ from wardround_client.rounds import Rounds, Trained
 from wardround_client.status import StatusBoard
 from wardround_common.errors import ProtocolError
 from wardround_common.study import Study
+from wardround_common.updates import EVALUATION
 
 if TYPE_CHECKING:
     from wardround_client.training.runtime import Progress
@@ -69,9 +71,21 @@ def torch_trainer(study: Study, data: TextData, folder: Path, config: ClientConf
     return Trainer(study, data, folder, Runtime(**config.runtime.model_dump()))
 
 
+def torch_score(study: Study, data: TextData, folder: Path, config: ClientConfig) -> Score:
+    """Return what scores adapters on this site's held-out `data` with the base model in `folder`."""
+
+    def score(tensors: Tensors) -> Scores:
+        from wardround_client.scoring import torch_scores
+        from wardround_client.training.runtime import Runtime
+
+        return torch_scores(study, data, folder, Runtime(**config.runtime.model_dump()), tensors)
+
+    return score
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Who trains, and where each round's seed comes from.
+    """Who trains, who scores held-out records, and where each round's seed comes from.
 
     The command line always uses these defaults; no configuration, flag or environment variable reaches them. Only code
     that wires the daemon itself (tests) can hand in others.
@@ -79,6 +93,7 @@ class Training:
 
     make_trainer: Callable[[Study, TextData, Path, ClientConfig], RoundTrainer] = torch_trainer
     new_seed: Callable[[], bytes] = new_round_seed
+    make_score: Callable[[Study, TextData, Path, ClientConfig], Score] = torch_score
 
 
 @dataclass(kw_only=True)
@@ -94,6 +109,7 @@ class OpenStudy:
     require_going: Callable[[], None] = field(repr=False)  # raises once the study was aborted or left
     released: bool = False
     masking: Masking | None = None
+    evaluator: Evaluator | None = None
     _agreed: Agreed
 
     @property
@@ -122,15 +138,24 @@ class OpenStudy:
         return self.masking
 
     def train(self, tensors: Tensors, round_: int, seed: bytes, optimiser_state: bytes | None) -> Trained:
-        """Train one round; every coin and all noise derive from `seed`."""
+        """Train one round, and evaluate what it starts from; every coin and all noise derive from `seed`."""
 
-        def train(trainer: RoundTrainer) -> RoundChange:
-            return trainer.train_round(
+        def train(trainer: RoundTrainer) -> Trained:
+            result = trainer.train_round(
                 dict(tensors), round_, KeystreamRandomness(seed), optimiser_state, self._progress
             )
+            return Trained(
+                delta={**result.delta, **self._evaluate(tensors, round_, seed)}, optimiser_state=result.optimiser_state
+            )
 
-        self.trainer, result = attempt(self.trainer, train, self.make_trainer)
-        return Trained(delta=result.delta, optimiser_state=result.optimiser_state)
+        self.trainer, trained = attempt(self.trainer, train, self.make_trainer)
+        return trained
+
+    def _evaluate(self, tensors: Tensors, round_: int, seed: bytes) -> Tensors:
+        """Return the noised sums of the study's evaluation as one more tensor of the update, nothing without one."""
+        if self.evaluator is None:
+            return {}
+        return {EVALUATION.name: self.evaluator.sums(tensors, round_, seed)}
 
     def _progress(self, progress: "Progress") -> None:
         self.require_going()

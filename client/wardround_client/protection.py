@@ -103,7 +103,7 @@ class MaskedUpdates:
 
     Args:
         study: the admitted study.
-        specs: names and shapes of the trained tensors.
+        specs: names and shapes of the update's tensors.
         member: this site in the protocol.
         blobs: where masked vectors lie.
     """

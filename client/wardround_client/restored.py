@@ -23,7 +23,7 @@ from wardround_client.ledger_rows import Stored
 from wardround_common.audit.events import Event, PrivacySpent, RoundAggregated, RoundFailed, Unknown, UpdateReceived
 from wardround_common.audit.note import cosigned_times
 from wardround_common.errors import StorageError, VerificationError, WardroundError
-from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
+from wardround_common.privacy.mechanism import MECHANISM_TYPE, parse_record
 from wardround_common.rounds import UPDATE_HEADER_TYPE, UpdateHeader
 from wardround_common.secagg.documents import MASKED_HEADER_TYPE, MaskedHeader
 from wardround_common.signing import open_envelope, parse_public_key
@@ -108,7 +108,7 @@ def _own_answer(
         header = _header(open_envelope(received.header, _header_type(study), key), study)
         if spent is None:
             raise _disagrees(received.round)
-        record = SubsampledGaussian.from_bytes(open_envelope(spent.record, MECHANISM_TYPE, key))
+        record = parse_record(open_envelope(spent.record, MECHANISM_TYPE, key))
     except WardroundError:
         raise _disagrees(received.round) from None
     place = (study.sha256(), received.round, site)

@@ -59,6 +59,21 @@ def load_site_texts(home: Home, config: ClientConfig, study: Study, *, strict: b
     return mute_withdrawn(data, read_identifiers(path, owners), gone)
 
 
+def unit_identifiers(home: Home, config: ClientConfig, study: Study) -> tuple[str, ...] | None:
+    """Return whose record each is of this site's texts for `study`, None where every record is its own unit.
+
+    Raises:
+        ConfigError: `client.toml` does not say where the data set lies, or which column names the patients.
+        DataError: the file cannot be read.
+    """
+    if study.privacy.unit == "record":
+        return None
+    dataset = config.dataset(study.task.dataset)
+    if dataset.unit_column is None:
+        raise _without_unit(study.task.dataset, f"study {study.name} protects patients")
+    return read_identifiers(home.root / dataset.path, dataset.unit_column)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteData:
     """The checks of one study's data at this site."""

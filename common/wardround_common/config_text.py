@@ -130,13 +130,23 @@ def _yaml_block(value: BaseModel, indent: str, path: str, descriptions: Descript
             yield f"{indent}{name}:"
             yield from (f"{indent}  {key}: {_yaml_scalar(entry)}" for key, entry in item.items())
         elif item is None:
-            yield f"{indent}# {name}: {_example(field)}"
+            yield from (f"{indent}# {line}" for line in _yaml_unset(name, field, f"{path}{name}.", descriptions))
         else:
             yield f"{indent}{name}: {_yaml_scalar(item)}"
             if isinstance(item, dict) and field.examples:  # empty: show the form
                 yield from (f"{indent}#   {key}: {_yaml_scalar(entry)}" for key, entry in field.examples[0].items())
         if not indent:
             yield ""
+
+
+def _yaml_unset(name: str, field: FieldInfo, path: str, descriptions: Descriptions) -> Iterator[str]:
+    """Yield the example of a key that is not set; of a section with all its keys explained."""
+    section = next(iter(models_in(field.annotation)), None)
+    if section is None or not field.examples:
+        yield f"{name}: {_example(field)}"
+        return
+    yield f"{name}:"
+    yield from _yaml_block(section.model_validate(field.examples[0]), "  ", path, descriptions)
 
 
 def _items(value: BaseModel) -> Iterator[tuple[str, FieldInfo, Any]]:

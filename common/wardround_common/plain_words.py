@@ -29,6 +29,14 @@ LEAVES_THE_HOSPITAL = (
 """Everything that may leave a hospital, in words (docs/sharp-edges.md has the fine print)."""
 
 
+EVALUATION_LEAVES = "in its update, three sums over held-out units, noised at the hospital and charged to its budget"
+
+
+def leaves_the_hospital(study: Study) -> tuple[str, ...]:
+    """Return everything that may leave a hospital in `study`, in words."""
+    return (*LEAVES_THE_HOSPITAL, EVALUATION_LEAVES) if study.privacy.evaluation else LEAVES_THE_HOSPITAL
+
+
 def explain(study: Study) -> tuple[str, ...]:
     """Return the study as plain sentences, in the order in which a person decides."""
     return (
@@ -37,6 +45,7 @@ def explain(study: Study) -> tuple[str, ...]:
         _model(study),
         _budget(study),
         _mechanism(study),
+        *_evaluation(study),
         _members(study),
         _collusion(study),
         vanishing(study.cohort),
@@ -44,7 +53,7 @@ def explain(study: Study) -> tuple[str, ...]:
         _release(study),
         f"Audit trail: encrypted to {', '.join(sorted(r.name for r in study.reviewers))}; "
         f"{study.cohort.witness_quorum} of {len(study.cohort.members)} hospitals must cosign it before the next round.",
-        f"What leaves the hospital: {'; '.join(LEAVES_THE_HOSPITAL)}. Nothing else.",
+        f"What leaves the hospital: {'; '.join(leaves_the_hospital(study))}. Nothing else.",
     )
 
 
@@ -63,10 +72,10 @@ def cost(study: Study) -> str:
 
 
 def _everywhere(study: Study) -> str:
-    rounds = study.privacy.rounds + study.privacy.spare_rounds
-    record, sites = study.mechanism(study.cohort.members[0].name, 1), len(study.cohort.members)
+    p, sites = study.privacy, len(study.cohort.members)
+    runs = [(record, times * sites) for record, times in p.in_rounds(p.rounds + p.spare_rounds)]
     try:
-        return f"ε = {price_repeated([(record, rounds * sites)], study.privacy.delta).epsilon:.3f}"
+        return f"ε = {price_repeated(runs, p.delta).epsilon:.3f}"
     except BudgetError:
         return "ε above 100, not protected"
 
@@ -115,6 +124,23 @@ def _mechanism(study: Study) -> str:
     )
 
 
+def _evaluation(study: Study) -> tuple[str, ...]:
+    p, e = study.privacy, study.privacy.evaluation
+    if e is None:
+        return ()
+    most = (p.rounds + p.spare_rounds) // e.every
+    times = "once" if most == 1 else f"{most} times"
+    released = "is" if study.released_round < p.rounds and (study.released_round + 1) % e.every == 0 else "is not"
+    return (
+        f"Evaluation: about {e.held_out:.0%} of the {p.unit}s here are never trained on. In every round whose number "
+        f"{e.every} divides, at most {times}, the hospital adds up over them how many they are, their loss (a "
+        f"record's up to {e.loss_bound:g}) and how much was right, and adds noise of {e.noise_multiplier:g} × the most "
+        f"that one {p.unit} can change. These noised sums leave with the update. They are paid for in the ε above, per "
+        f"{p.unit} at one hospital ({p.adjacency}): each is charged for training and evaluation. The released adapter "
+        f"{released} among those measured, if no round fails.",
+    )
+
+
 def _members(study: Study) -> str:
     names = [member.name for member in study.cohort.members]
     return (
@@ -152,6 +178,8 @@ def _protection(study: Study) -> str:
 def _release(study: Study) -> str:
     p = study.privacy
     evaluation = "no evaluation" if study.evaluation == "none" else f"evaluation on the {study.evaluation} set only"
+    if p.evaluation is not None:
+        evaluation = evaluation.removesuffix(" only") if study.evaluation != "none" else "no evaluation on public data"
     return (
         f"Release: the adapter of round {study.released_round} of {p.rounds}, fixed now; {evaluation}. "
         f"A round may take {study.timing.round_deadline_s:g} s, the study {study.timing.max_hours:g} hours."

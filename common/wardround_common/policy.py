@@ -24,6 +24,9 @@ from wardround_common.study import AgeRecipient, Study, UpdateProtection
 POLICY_TYPE = "application/vnd.wardround.policy+json"
 """DSSE payload type of a signed `Policy`."""
 
+CHARGED = "charged"
+"""In `evaluations`: a study may have a charged evaluation on this hospital's patients."""
+
 ANY_PURPOSE = "any"
 """In `datasets`: this data set may be used for every purpose."""
 
@@ -124,7 +127,10 @@ class Policy(Document):
     ] = 1
     evaluations: Annotated[
         tuple[Line, ...],
-        Field(description="Evaluations that a study may have: none, or public:NAME for a public test set."),
+        Field(
+            description="Evaluations that a study may have: none, public:NAME for a public test set, and charged for "
+            "noised figures from this hospital's own held-out patients, paid for out of the budget."
+        ),
     ]
     max_rank: Annotated[int, Field(ge=1, description="Largest rank of an adapter: bounds what can be memorised.")]
     target_modules: Annotated[
@@ -233,7 +239,7 @@ def _privacy_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
         _at_most("epsilon of this study", p.epsilon, policy.max_epsilon),
         _at_most("delta", p.delta, policy.max_delta),
         _one_of("unit of privacy", p.unit, policy.units),
-        _at_least("noise multiplier", p.noise_multiplier, policy.min_noise_multiplier),
+        _at_least("noise multiplier", _least_noise(study), policy.min_noise_multiplier),
         _at_most("rounds with spare attempts", p.rounds + p.spare_rounds, policy.max_rounds),
         _at_most("hours", study.timing.max_hours, policy.max_hours),
     )
@@ -265,9 +271,26 @@ def _model_clauses(policy: Policy, study: Study) -> tuple[Clause, ...]:
         _one_of("data set", study.task.dataset, tuple(policy.datasets)),
         _purpose(policy, study),
         _one_of("evaluation", study.evaluation, policy.evaluations),
+        _charged(policy, study),
         _one_of("base model", study.model.content, policy.models),
         _at_most("adapter rank", study.adapter.rank, policy.max_rank),
         _all_of("target modules", study.adapter.target_modules, policy.target_modules),
+    )
+
+
+def _least_noise(study: Study) -> float:
+    p = study.privacy
+    return p.noise_multiplier if p.evaluation is None else min(p.noise_multiplier, p.evaluation.noise_multiplier)
+
+
+def _charged(policy: Policy, study: Study) -> Clause:
+    """Return the clause on an evaluation on this hospital's patients."""
+    asks, allows = study.privacy.evaluation is not None, CHARGED in policy.evaluations
+    return Clause(
+        name="evaluation on own patients",
+        asked="noised and charged" if asks else "none",
+        allowed="noised and charged" if allows else "none",
+        passed=allows or not asks,
     )
 
 

@@ -5,6 +5,8 @@ Rules.
   (micro-batch size, dtype, device, workers) stays in each site's `client.toml`.
 - All fields are constants, chosen from public knowledge. The divisor of the noisy sum comes from a
   public nominal size, never from a cohort (DESIGN "constants, not data").
+- Fields that a later version added are left out of the bytes where they are not used (`privacy.evaluation`): studies
+  that lack them keep their digests.
 - Clients act only on a study that they co-signed: `open_cosigned` returns it only when the
   operator's and all members' signatures hold.
 - Hard limits on everything that a server can set are the named constants below, with reasons.
@@ -21,7 +23,16 @@ from pydantic import Field, StringConstraints, model_validator
 from wardround_common.adam import least_noise_std
 from wardround_common.documents import Digest, Document, Line, Name
 from wardround_common.errors import VerificationError
-from wardround_common.privacy.mechanism import Adjacency, SubsampledGaussian, Unit
+from wardround_common.privacy.evaluation import require_fine_evaluation
+from wardround_common.privacy.mechanism import (
+    Adjacency,
+    EvaluatedGaussian,
+    Evaluation,
+    MechanismRecord,
+    SubsampledGaussian,
+    Unit,
+    in_rounds,
+)
 from wardround_common.secagg.rounding import require_fine
 from wardround_common.secagg.rules import SecureAggregation, check_thresholds
 from wardround_common.signing import Base64, Envelope, PublicKey, open_envelope, parse_public_key
@@ -169,10 +180,16 @@ class Privacy(Document):
     spare_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0  # signed, reserved extra attempts
     divisor: PositiveFloat  # units; the noisy sum is divided by it: sample_rate x a public nominal cohort size
     records_per_unit: Annotated[int, Field(ge=1, le=MAX_RECORDS_PER_UNIT)] = 1
+    evaluation: Annotated[Evaluation | None, Field(exclude_if=lambda value: value is None)] = None  # left out if None
 
-    def mechanism(self, study: str, site: str, round_: int) -> SubsampledGaussian:
+    @property
+    def nominal_units(self) -> float:
+        """The public nominal size of a cohort, in units."""
+        return self.divisor / self.sample_rate
+
+    def mechanism(self, study: str, site: str, round_: int) -> MechanismRecord:
         """Return the record of what `site` runs in round `round_` (1-based) of the study with digest `study`."""
-        return SubsampledGaussian(
+        record = SubsampledGaussian(
             study=study,
             site=site,
             round=round_,
@@ -184,6 +201,18 @@ class Privacy(Document):
             steps=self.steps_per_round,
             records_per_unit=self.records_per_unit,
         )
+        if self.evaluation is None or not self.evaluation.runs_in(round_):
+            return record
+        fields = {name: value for name, value in record if name not in ("format", "kind")}
+        return EvaluatedGaussian(**fields, evaluation=self.evaluation)
+
+    def fullest(self, study: str, site: str) -> MechanismRecord:
+        """Return the record of the first round in which all that the study may run is run; see `mechanism`."""
+        return self.mechanism(study, site, self.evaluation.every if self.evaluation else 1)
+
+    def in_rounds(self, rounds: int) -> tuple[tuple[MechanismRecord, int], ...]:
+        """Return what the first `rounds` rounds run, as (record, times it ran), for nobody in particular."""
+        return in_rounds(self.fullest("sha256:" + 64 * "0", "anybody"), rounds)
 
 
 class Optimiser(Document):
@@ -256,6 +285,8 @@ class Study(Document):
             raise ValueError("released_round lies after the last round")
         if self.privacy.unit == "record" and self.privacy.records_per_unit != 1:
             raise ValueError("records_per_unit must be 1 when the unit is a record")
+        if self.privacy.evaluation and self.privacy.evaluation.every > self.privacy.rounds:
+            raise ValueError("privacy.evaluation never runs: every is more than the rounds")
         return self
 
     @model_validator(mode="after")
@@ -269,9 +300,13 @@ class Study(Document):
                 threshold=self.secagg.threshold,
                 min_cohort=self.cohort.min_cohort,
             )
-            steps = self.privacy.steps_per_round
-            quietest = least_noise_std(rounds=self.privacy.rounds, steps=steps, warmup=self.optimiser.warmup)
+            p, steps = self.privacy, self.privacy.steps_per_round
+            quietest = least_noise_std(rounds=p.rounds, steps=steps, warmup=self.optimiser.warmup)
             require_fine(steps=steps, noise_std=quietest, members=len(self.cohort.members), ring=self.secagg.ring)
+            if p.evaluation is not None:
+                require_fine_evaluation(
+                    p.evaluation, p.nominal_units, members=len(self.cohort.members), ring=self.secagg.ring
+                )
         return self
 
     def member(self, name: str) -> Member:
@@ -289,9 +324,13 @@ class Study(Document):
             next_step="ask the operator whether the study names another site",
         )
 
-    def mechanism(self, site: str, round_: int) -> SubsampledGaussian:
+    def mechanism(self, site: str, round_: int) -> MechanismRecord:
         """Return the record of what `site` runs in round `round_` (1-based): study constants only."""
         return self.privacy.mechanism(self.sha256(), site, round_)
+
+    def fullest(self) -> MechanismRecord:
+        """Return the record of the first round in which all that the study may run is run, at its first member."""
+        return self.privacy.fullest(self.sha256(), self.cohort.members[0].name)
 
 
 def open_proposed(envelope: Envelope, operator: str) -> Study:

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from wardround_common.config_text import render_yaml
 from wardround_common.documents import Document, Line, Name, first_problem
 from wardround_common.errors import ConfigError
-from wardround_common.privacy.mechanism import Adjacency, Unit
+from wardround_common.privacy.mechanism import Adjacency, Evaluation, Unit
 from wardround_common.secagg.rules import RingName, SecureAggregation, default_threshold
 from wardround_common.study import (
     MAX_LAYERS,
@@ -46,8 +46,8 @@ from wardround_common.study import (
     UpdateProtection,
 )
 
-Calibrate = Callable[[float, float, float, int], float]
-"""(epsilon, delta, sample_rate, steps) -> noise multiplier."""
+Calibrate = Callable[[float, float, float, int, Mapping[tuple[float, float], int]], float]
+"""(epsilon, delta, sample_rate, steps, what runs beside them) -> noise multiplier (`accountant.calibrate`)."""
 
 _HEADER = """A study: what the hospitals are asked to agree to. Everything here is signed by the operator and by
 every member, and none of it can change afterwards. Propose it with:
@@ -152,6 +152,14 @@ class PrivacyFile(Document):
             description="At most so many records of one unit in a step; 1 if the unit is a record.",
         ),
     ] = 1
+    evaluation: Annotated[
+        Evaluation | None,
+        Field(
+            description="Noised loss and accuracy from held-out units, charged within epsilon like the training; "
+            "unset: hospitals send no figure of any kind.",
+            examples=[{"every": 5, "held_out": 0.2, "noise_multiplier": 6.0, "loss_bound": 4.0}],
+        ),
+    ] = None
 
 
 class SecureAggregationFile(Document):
@@ -204,7 +212,8 @@ class StudyFile(Document):
         str,
         Field(
             pattern=r"^(none|public:[a-z0-9][a-z0-9-]{0,47})$",
-            description="none, or public:NAME for a public test set. Hospitals' data is never evaluated on.",
+            description="none, or public:NAME for a public test set that the operator evaluates on. Hospitals' data is "
+            "evaluated on only by privacy.evaluation.",
         ),
     ] = "none"
     released_round: Annotated[
@@ -220,6 +229,13 @@ DESCRIPTIONS: Mapping[str, str] = {
     "task.text_column": "Column with the input text or the prompt.",
     "task.label_column": "Column with the label or the response.",
     "task.labels": "All labels, public and in the model's order; empty for instruction.",
+    "privacy.evaluation.every": "It runs in the rounds whose number this divides, on the adapter that the round starts "
+    "from. To measure the released adapter, let released_round be the last round but one.",
+    "privacy.evaluation.held_out": "Share of a hospital's units that are evaluated on and never trained on.",
+    "privacy.evaluation.noise_multiplier": "Noise standard deviation divided by the most that one unit can change the "
+    "three sums (L2): units, loss, correct.",
+    "privacy.evaluation.loss_bound": "In nats; a record's larger loss counts as this. Just above the loss of guessing, "
+    "the logarithm of the number of labels, is a good choice.",
     "optimiser.kind": "Only adam.",
     "optimiser.adapter_rate": "Peak learning rate of the low-rank matrices.",
     "optimiser.head_rate": "Peak learning rate of the classification head.",
@@ -326,7 +342,8 @@ def compile_privacy(file: PrivacyFile, calibrate: Calibrate) -> Privacy:
     """Return the signed section; `calibrate` finds the noise multiplier if the file sets none."""
     noise = file.noise_multiplier
     if noise is None:
-        steps = (file.rounds + file.spare_rounds) * file.steps_per_round
-        noise = calibrate(file.epsilon, file.delta, file.sample_rate, steps)
+        rounds, e = file.rounds + file.spare_rounds, file.evaluation
+        beside = {(1.0, e.noise_multiplier): rounds // e.every} if e and rounds >= e.every else {}
+        noise = calibrate(file.epsilon, file.delta, file.sample_rate, rounds * file.steps_per_round, beside)
     fields = {key: value for key, value in file if key not in ("nominal_size", "noise_multiplier")}
     return Privacy(**fields, noise_multiplier=noise, divisor=file.sample_rate * file.nominal_size)

@@ -1,7 +1,8 @@
 """The update of a round as one vector: the order of its tensors and how large an honest one can be.
 
 Rules.
-- Tensors lie in the adapter's order (names sorted), each flat; nothing else is in the vector.
+- Tensors lie in the adapter's order (names sorted), each flat; a study with an evaluation adds its three noised sums
+  as one more tensor, `EVALUATION`, whose name sorts last (docs/spec/evaluation.md). Nothing else is in the vector.
 - Bounds follow from the study alone, so every side computes the same steps of fixed point from them.
 - A value beyond its bound cannot come from an honest Adam run; the bound is a theorem, not a guess.
 Not done here: fixed point and masks (`secagg`), transport.
@@ -11,36 +12,47 @@ Not done here: fixed point and masks (`secagg`), transport.
     (2,)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wardround_common.adam import reach
 from wardround_common.adapter import TensorSpec
+from wardround_common.privacy.evaluation import COORDINATES, bound
 from wardround_common.secagg.rules import Rules, Segment
 from wardround_common.study import Study
+
+EVALUATION = TensorSpec(name="evaluation", shape=(COORDINATES,))
+"""An evaluation's noised sums in an update; the adapter's names begin with `adapter.PREFIX` and sort before it."""
+
+
+def update_specs(study: Study, trained: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return names and shapes of everything in an update, given those of the trained tensors."""
+    return (*trained, EVALUATION) if study.privacy.evaluation is not None else tuple(trained)
 
 
 def update_bound(study: Study) -> Callable[[str], float]:
     """Return the largest absolute value that an honest update may hold, by tensor name."""
-    moves = reach(study.privacy.steps_per_round)
+    moves, evaluation = reach(study.privacy.steps_per_round), study.privacy.evaluation
 
-    def bound(name: str) -> float:
+    def largest(name: str) -> float:
+        if evaluation is not None and name == EVALUATION.name:
+            return bound(evaluation, study.privacy.nominal_units)
         rate = study.optimiser.adapter_rate if ".lora_" in name else study.optimiser.head_rate
         return moves * rate
 
-    return bound
+    return largest
 
 
-def segments(study: Study, specs: Sequence[TensorSpec]) -> tuple[Segment, ...]:
-    """Return length and bound of every tensor, in order."""
-    bound = update_bound(study)
-    return tuple(Segment(length=spec.size, bound=bound(spec.name)) for spec in specs)
+def segments(study: Study, trained: Sequence[TensorSpec]) -> tuple[Segment, ...]:
+    """Return length and bound of every tensor of an update, in order, given the trained tensors."""
+    largest = update_bound(study)
+    return tuple(Segment(length=spec.size, bound=largest(spec.name)) for spec in update_specs(study, trained))
 
 
-def secagg_rules(study: Study, specs: Sequence[TensorSpec]) -> Rules:
-    """Return what both sides of secure aggregation know before the first message.
+def secagg_rules(study: Study, trained: Sequence[TensorSpec]) -> Rules:
+    """Return what both sides of secure aggregation know before the first message, given the trained tensors.
 
     Raises:
         ValueError: the study is not under secure aggregation (misuse).
@@ -57,8 +69,18 @@ def secagg_rules(study: Study, specs: Sequence[TensorSpec]) -> Rules:
         threshold=study.secagg.threshold,
         min_cohort=study.cohort.min_cohort,
         ring=study.secagg.ring,
-        segments=segments(study, specs),
+        segments=segments(study, trained),
     )
+
+
+def adapter_part(
+    pieces: Iterable[NDArray[np.float32]], parameters: int, rest: list[NDArray[np.float32]]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the first `parameters` values of an update that comes in pieces, and put what follows into `rest`."""
+    for values in pieces:
+        yield values[:parameters]
+        rest.append(values[parameters:])  # empty but for the last
+        parameters -= min(parameters, values.size)
 
 
 def join(tensors: Mapping[str, NDArray[np.float32]], specs: Sequence[TensorSpec]) -> NDArray[np.float32]:

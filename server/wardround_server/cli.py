@@ -302,4 +302,5 @@ def _privacy(study: Study) -> dict[str, Any]:
         "adjacency": price.adjacency,
         "accountant": price.accountant,
         "noise_multiplier": study.privacy.noise_multiplier,
+        **({"evaluation": e.model_dump(mode="json")} if (e := study.privacy.evaluation) else {}),
     }

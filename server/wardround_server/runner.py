@@ -21,6 +21,7 @@ from wardround_common.study import Study, open_cosigned
 from wardround_server.office import Office
 from wardround_server.release.build import ReleaseInputs, build_release
 from wardround_server.rounds.desk import Audit, Blobs, Desk, Entry, Interrupted
+from wardround_server.rounds.evaluation import evaluations
 from wardround_server.rounds.state import RoundRecord, RoundState
 from wardround_server.rounds.strategy import WardStrategy
 from wardround_server.status import StatusBoard
@@ -113,6 +114,8 @@ class StudyRunner(threading.Thread):
             round_=record.plan.round,
             rounds_run=len(around.state.rounds(study.sha256())),
             checkpoint=record.checkpoint,
+            adapter=adapter.digest,
+            evaluations=evaluations(around.state.rounds(study.sha256())),
             key=around.office.keys.identity,
         )
         provenance = build_release(around.office.home.release(study.name), inputs)

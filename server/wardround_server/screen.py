@@ -90,6 +90,8 @@ def _study(found: Mapping[str, Any], study: Mapping[str, Any], now: float) -> li
     if view and view["message"] and phase in ("running", "paused", "failed"):
         began = ago(now - view["round_began"])
         lines.append(Padding(Text(f"{view['message']}; the round began {began} ago"), (0, 0, 0, 2)))
+    if view and view.get("evaluation"):
+        lines.append(Padding(Text(view["evaluation"]), (0, 0, 0, 2)))
     if phase in ("running", "paused"):
         lines.append(Padding(_members(found, study, now), (0, 0, 0, 2)))
     return [*lines, Text()]

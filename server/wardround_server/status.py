@@ -36,6 +36,7 @@ class StudyView(Document):
     round: int
     rounds: int
     message: str = ""
+    evaluation: str = ""  # the newest figures of an evaluation, in words
     round_began: float  # Unix seconds
     sites: dict[Name, Since] = Field(default_factory=dict)
 
@@ -99,6 +100,7 @@ class StatusBoard:
             round=status.round,
             rounds=status.rounds,
             message=status.message,
+            evaluation=status.evaluation,
             round_began=before.round_began if before is not None and same_round else now,
             sites={site: _lasting(old.get(site), state, now) for site, state in status.sites.items()},
         )

@@ -8,11 +8,14 @@ from peers.studies import REVIEWER, Cast, make_study
 
 from wardround_common.errors import PolicyError, VerificationError
 from wardround_common.policy import POLICY_TYPE, Pins, Policy, open_policy, require, require_approver, review
+from wardround_common.privacy.mechanism import Evaluation
 from wardround_common.signing import public_key_text, sign_document
 from wardround_common.study import Study
 
 CAST = Cast()
-STUDY = make_study(CAST)
+PLAIN = make_study(CAST)
+EVALUATION = Evaluation(every=1, held_out=0.2, noise_multiplier=3.0, loss_bound=2.0)
+STUDY = PLAIN.model_copy(update={"privacy": PLAIN.privacy.model_copy(update={"evaluation": EVALUATION})})
 PERSON = Ed25519PrivateKey.generate()
 OTHER_KEY = public_key_text(Cast().operator.public_key())
 OTHER_REVIEWER = REVIEWER.replace("ql3", "qqq")
@@ -40,7 +43,7 @@ def make_policy(**changes: Any) -> Policy:
         "models": (STUDY.model.content,),
         "tasks": ("classification",),
         "datasets": {"notes": (STUDY.purpose,)},
-        "evaluations": ("none",),
+        "evaluations": ("none", "charged"),
         "max_rank": 2,
         "target_modules": STUDY.adapter.target_modules,
         "max_rounds": 3,
@@ -79,8 +82,10 @@ VIOLATIONS: list[tuple[str, dict[str, Any]]] = [
     ("data set", {"datasets": {}}),
     ("purpose of the data", {"datasets": {"notes": ()}}),
     ("purpose of the data", {"datasets": {"notes": (STUDY.purpose + " and more",), "other": ("any",)}}),
-    ("evaluation", {"evaluations": ()}),
-    ("evaluation", {"evaluations": ("public:icd",)}),
+    ("evaluation", {"evaluations": ("charged",)}),
+    ("evaluation", {"evaluations": ("public:icd", "charged")}),
+    ("evaluation on own patients", {"evaluations": ("none",)}),
+    ("evaluation on own patients", {"evaluations": ("none", "public:charged")}),
     ("target modules", {"target_modules": STUDY.adapter.target_modules[1:]}),
     ("base model", {"models": ()}),
     ("adapter rank", {"max_rank": 1}),
@@ -111,6 +116,18 @@ def test_every_field_of_the_policy_has_a_violation_above() -> None:
     fields = (set(Policy.model_fields) | set(Pins.model_fields)) - {"format", "pins"}
     elsewhere = {"lifetime_epsilon", "lifetime_delta", "training_hours", "approvers", "separate_budgets", "min_units"}
     assert fields - tried == elsewhere
+
+
+def test_the_quieter_of_training_and_evaluation_counts() -> None:
+    quiet = EVALUATION.model_copy(update={"noise_multiplier": 0.9})
+    study = STUDY.model_copy(update={"privacy": STUDY.privacy.model_copy(update={"evaluation": quiet})})
+    with pytest.raises(PolicyError, match=r"noise multiplier is 0\.9, allowed at least 1"):
+        require(make_policy(), study)
+
+
+def test_a_study_without_an_evaluation_passes_either_way() -> None:
+    for allowed in (("none",), ("none", "charged")):
+        require(make_policy(evaluations=allowed), PLAIN)
 
 
 def test_spare_attempts_count_as_rounds() -> None:

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from peers.studies import REVIEWER, Cast, make_study
 
+from wardround_common.config import parse_yaml
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import ConfigError
 from wardround_common.plain_words import LEAVES_THE_HOSPITAL, cost, explain, vanishing
 from wardround_common.privacy.accountant import price
+from wardround_common.privacy.mechanism import Evaluation
 from wardround_common.study import Cohort, Member, Reviewer, Server, Study
-from wardround_common.study_file import StudyFile, compile_study, thresholds
+from wardround_common.study_file import StudyFile, compile_study, render_study_file, thresholds
 from wardround_common.study_template import template_study
 
 KEYS = {name: "ed25519:" + base64.b64encode(bytes([i]) * 32).decode() for i, name in enumerate("abcde")}
@@ -19,7 +21,7 @@ FILE = template_study(name="demo", members=("a", "b", "c"), model="minilm")
 CALLS: list[tuple[float, float, float, int]] = []
 
 
-def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int, beside: object) -> float:
     CALLS.append((epsilon, delta, sample_rate, steps))
     return 0.8
 
@@ -178,3 +180,48 @@ def test_the_cost_in_words_has_both_relations_and_the_worst_case_over_all_member
     assert "add-or-remove-one" in said
     loud = study.privacy.model_copy(update={"noise_multiplier": 0.2, "sample_rate": 1.0, "rounds": 1})
     assert "ε above 100, not protected" in cost(study.model_copy(update={"privacy": loud}))
+
+
+EVALUATION = Evaluation(every=5, held_out=0.2, noise_multiplier=6.0, loss_bound=4.0)
+
+
+def test_a_charged_evaluation_is_told_in_plain_words() -> None:
+    study = compiled(changed("privacy", evaluation=EVALUATION))
+    told = " ".join(explain(study))
+    for fact in (
+        "about 20% of the patients here are never trained on",
+        "In every round whose number 5 divides, at most 4 times",
+        "adds noise of 6 × the most that one patient can change",
+        "paid for in the ε above, per patient at one hospital (add-or-remove-one)",
+        "The released adapter is not among those measured",
+        "in its update, three sums over held-out units, noised at the hospital and charged to its budget",
+    ):
+        assert fact in told, fact
+    measured = study.model_copy(update={"released_round": 19})
+    assert "The released adapter is among those measured" in " ".join(explain(measured))
+    assert "fixed now; no evaluation on public data." in told
+    assert "valuation:" not in " ".join(explain(compiled(FILE)))
+    assert "held-out" not in " ".join(explain(compiled(FILE)))
+
+
+def test_the_noise_of_training_is_calibrated_beside_the_evaluation() -> None:
+    beside: list[object] = []
+
+    def taking(*arguments: object) -> float:
+        beside.append(arguments[-1])
+        return 0.8
+
+    compiled(changed("privacy", evaluation=EVALUATION), calibrate=taking)
+    compiled(FILE, calibrate=taking)
+    assert beside == [{(1.0, 6.0): 22 // 5}, {}]
+
+
+def test_an_evaluation_in_the_file_round_trips_and_an_unset_one_is_explained() -> None:
+    file = changed("privacy", evaluation=EVALUATION)
+    assert parse_yaml(render_study_file(file), "study.yaml", StudyFile) == file
+    text = render_study_file(FILE)
+    assert "# evaluation:" in text
+    start = text.index("  # evaluation:")
+    example = "\n".join(line.replace("  # ", "  ", 1) for line in text[start:].split("\n\n")[0].splitlines())
+    privacy = text[:start] + example + "\n" + text[start:].partition("\n\n")[2]
+    assert parse_yaml(privacy, "study.yaml", StudyFile) == file

@@ -22,7 +22,7 @@ from wardround_common.config import models_in
 from wardround_common.documents import MAX_DOCUMENT_BYTES, Document
 from wardround_common.ending import ABORT_TYPE, WITHDRAWAL_TYPE, Abort, Ended, Withdrawal
 from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval, Policy
-from wardround_common.privacy.mechanism import SubsampledGaussian
+from wardround_common.privacy.mechanism import EvaluatedGaussian, SubsampledGaussian
 from wardround_common.signing import MAX_SIGNATURES, Envelope, open_envelope, parse_public_key, sign_document
 from wardround_common.study import Study
 
@@ -136,7 +136,7 @@ ROUND_DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("model", [*ROUND_DOCUMENTS, SubsampledGaussian], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("model", [*ROUND_DOCUMENTS, SubsampledGaussian, EvaluatedGaussian], ids=lambda m: m.__name__)
 def test_every_document_of_a_round_has_a_row_with_its_fields(model: type[Document]) -> None:
     rows = [line for line in (SPEC / "round.md").read_text().splitlines() if line.startswith(f"| `{model.__name__}` |")]
     assert len(rows) == 1, model.__name__

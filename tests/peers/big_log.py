@@ -33,7 +33,7 @@ from wardround_common.audit.reader import LogFolder
 from wardround_common.audit.trust import Trust, parse_log_key
 from wardround_common.config_text import render_yaml
 from wardround_common.documents import sha256_digest
-from wardround_common.privacy.mechanism import MECHANISM_TYPE
+from wardround_common.privacy.mechanism import MECHANISM_TYPE, Evaluation
 from wardround_common.rounds import UPDATE_HEADER_TYPE, BlobRef, UpdateHeader
 from wardround_common.signing import public_key_text, sign_document
 from wardround_common.study import Cohort, Member, Privacy, Reviewer, Study
@@ -116,9 +116,16 @@ class BigLog:
         log.add_cosignatures(lines, log.size)
 
 
-def make_big_log(home: Path, *, hospitals: int = 4, rounds: int = 20, drop: Drop = some_drop_out) -> BigLog:
-    """Write a finished study of `rounds` rounds by `hospitals` hospitals below `home`."""
-    big = _cast(home, hospitals, rounds)
+def make_big_log(
+    home: Path,
+    *,
+    hospitals: int = 4,
+    rounds: int = 20,
+    drop: Drop = some_drop_out,
+    evaluation: Evaluation | None = None,
+) -> BigLog:
+    """Write a finished study of `rounds` rounds by `hospitals` below `home`; no figures of an `evaluation`."""
+    big = _cast(home, hospitals, rounds, evaluation)
     with big.open() as log:
         _prepare(big, log)
         for round_ in range(1, rounds + 1):
@@ -141,7 +148,7 @@ def make_unstarted_log(home: Path, *, hospitals: int = 2) -> BigLog:
     return big
 
 
-def _cast(home: Path, hospitals: int, rounds: int) -> BigLog:
+def _cast(home: Path, hospitals: int, rounds: int, evaluation: Evaluation | None = None) -> BigLog:
     home.mkdir(parents=True, exist_ok=True)
     names = [f"hospital-{n:02d}" for n in range(1, hospitals + 1)]
     cast = Cast(members={name: Ed25519PrivateKey.generate() for name in names})
@@ -158,6 +165,7 @@ def _cast(home: Path, hospitals: int, rounds: int) -> BigLog:
             witness_quorum=hospitals // 2 + 1,
         ),
         privacy=Privacy(
+            evaluation=evaluation,
             unit="patient",
             adjacency="add-or-remove-one",
             epsilon=8.0,

@@ -226,6 +226,20 @@ class RoundAggregated(_Event):
     adapter: Digest  # global adapter after the round
 
 
+class RoundEvaluated(_Event):
+    """What the survivors' held-out units say of the adapter that the round started from: noised sums, each charged.
+
+    `sums` are those of `privacy.evaluation.figures`, over all survivors; every hospital's noise is in them.
+    """
+
+    kind: Literal["round.evaluated"] = "round.evaluated"
+    study: Digest
+    round: Round
+    survivors: tuple[Name, ...]
+    adapter: Digest  # global adapter at the start of the round
+    sums: tuple[float, float, float]
+
+
 class RoundFailed(_Event):
     """The round was not released; its number and its ε stay spent."""
 
@@ -373,6 +387,7 @@ Event = (
     | PrivacySpent
     | ClientDropped
     | RoundAggregated
+    | RoundEvaluated
     | RoundFailed
     | SurvivorsFixed
     | SumOpened

@@ -13,17 +13,16 @@ Not done here: decryption (`rows`), ε (`epsilon`), whether the folder is intact
 
 import base64
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
 from wardround_common.audit.rows import Row
 from wardround_common.audit.trust import Trust
-from wardround_common.documents import canonical_json, first_problem
-from wardround_common.errors import WardroundError
-from wardround_common.privacy.mechanism import SubsampledGaussian
+from wardround_common.documents import canonical_json
+from wardround_common.errors import ProtocolError, WardroundError
+from wardround_common.privacy.evaluation import Figures, figures
+from wardround_common.privacy.mechanism import MechanismRecord, parse_record
 from wardround_common.signing import Envelope, Signature, open_envelope, parse_public_key
 from wardround_common.study import STUDY_TYPE, Study
 
@@ -55,6 +54,8 @@ class Round:
     ended_at: int = 0
     outcome: str = OPEN  # "aggregated", "failed: REASON" or "no outcome yet"
     adapter: str = ""  # digest of the global adapter afterwards
+    before: str = ""  # digest of the global adapter at the start
+    evaluated: Figures | None = None  # noised figures from held-out units, of the adapter at the start
     cohort: tuple[str, ...] = ()
     received: dict[str, int] = field(default_factory=dict)
     spent: dict[str, int] = field(default_factory=dict)
@@ -62,6 +63,11 @@ class Round:
     survivors: tuple[str, ...] = ()
     witnesses: tuple[str, ...] = ()
     refused: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def where(self) -> tuple[int, ...]:
+        """Index of its start, if the log has one."""
+        return () if self.started is None else (self.started,)
 
     @property
     def states(self) -> dict[str, str]:
@@ -86,10 +92,10 @@ class StudyHistory:
     digest: str
     study: Study | None = None  # None: its text is not in the log, or not signed by the operator
     created: int | None = None
-    mechanism: SubsampledGaussian | None = None  # what the study fixes for every round
+    mechanisms: tuple[MechanismRecord, ...] = ()  # what the study fixes for its rounds, by round % len
     approved: dict[str, int] = field(default_factory=dict)
     rounds: dict[int, Round] = field(default_factory=dict)
-    records: dict[str, list[tuple[int, SubsampledGaussian]]] = field(default_factory=dict)  # signed, with their index
+    records: dict[str, list[tuple[int, MechanismRecord]]] = field(default_factory=dict)  # signed, with their index
     unsigned: set[str] = field(default_factory=set)  # sites for which the log holds a record that they did not sign
     unpriced: set[str] = field(default_factory=set)  # sites with a signed record that this version cannot price
     released: int | None = None  # index
@@ -148,6 +154,7 @@ class Collector:
             "dp.spent": self._privacy_spent,
             "client.dropped": self._client_dropped,
             "round.aggregated": self._round_aggregated,
+            "round.evaluated": self._round_evaluated,
             "round.failed": self._round_failed,
             "secagg.attack": self._attack_reported,
             "witness.quorum": self._witness_quorum,
@@ -202,7 +209,7 @@ class Collector:
         if row.signature == "valid":
             signed = row.facts["envelope"]
             study.study = Study.model_validate_json(canonical_json(signed["content"]))
-            study.mechanism = study.study.mechanism(study.study.cohort.members[0].name, 1)
+            study.mechanisms = _mechanisms(study.study)
 
     def _study_approved(self, row: Row) -> None:
         study = self._study(row)
@@ -227,6 +234,7 @@ class Collector:
                 f"round {row.round} was started twice with different cohorts", found.started, row.index
             )
         found.started, found.started_at, found.cohort = row.index, row.time, tuple(row.facts["cohort"])
+        found.before = str(row.facts["adapter"])
 
     def _update_received(self, row: Row) -> None:
         if row.signature == "valid":
@@ -238,9 +246,9 @@ class Collector:
             return
         study, round_ = self._study(row), self._round(row)
         try:
-            record = SubsampledGaussian.model_validate(row.facts["record"]["content"])
-        except ValidationError as error:
-            self._history.add_gap(f"{row.site} signed a record of another mechanism: {first_problem(error)}", row.index)
+            record = parse_record(canonical_json(row.facts["record"]["content"]))
+        except ProtocolError as error:
+            self._history.add_gap(f"{row.site} signed a record of another mechanism: {error.message}", row.index)
             study.unpriced.add(row.site)
             return
         if row.site in round_.spent:
@@ -250,7 +258,7 @@ class Collector:
             return
         round_.spent[row.site] = row.index
         study.records.setdefault(row.site, []).append((row.index, record))
-        if study.mechanism and record != study.mechanism.model_copy(update={"site": row.site, "round": row.round}):
+        if study.mechanisms and record != _expected(study.mechanisms, row.site, row.round):
             self._history.add_gap(
                 f"the mechanism record of {row.site} in round {row.round} is not the study's", row.index
             )
@@ -262,6 +270,18 @@ class Collector:
         found = self._round(row)
         found.outcome, found.ended, found.ended_at = "aggregated", row.index, row.time
         found.survivors, found.adapter = tuple(row.facts["survivors"]), str(row.facts["adapter"])
+
+    def _round_evaluated(self, row: Row) -> None:
+        study, found = self._study(row), self._round(row)
+        evaluation = study.study.privacy.evaluation if study.study else None
+        if evaluation is None or not evaluation.runs_in(row.round) or row.facts["adapter"] != found.before:
+            what = (
+                f"round {row.round} has figures from patients that the study does not agree to, or of another adapter"
+            )
+            self._history.add_gap(what, row.index)
+            return
+        count, loss, correct = (float(value) for value in row.facts["sums"])
+        found.evaluated = figures((count, loss, correct), evaluation, survivors=len(row.facts["survivors"]))
 
     def _round_failed(self, row: Row) -> None:
         found = self._round(row)
@@ -285,6 +305,20 @@ class Collector:
         study.adapter, study.provenance = str(row.facts["adapter"]), str(row.facts["provenance"])
 
 
+def _mechanisms(study: Study) -> tuple[MechanismRecord, ...]:
+    """Return the records of a study's first rounds, from which those of all others follow: they repeat."""
+    site, evaluation = study.cohort.members[0].name, study.privacy.evaluation
+    if evaluation is None:
+        return (study.mechanism(site, 1),)
+    other, evaluated = study.privacy.mechanism(study.sha256(), site, evaluation.every + 1), study.fullest()
+    return (evaluated, *[other] * (evaluation.every - 1))
+
+
+def _expected(mechanisms: Sequence[MechanismRecord], site: str, round_: int) -> MechanismRecord:
+    record = mechanisms[round_ % len(mechanisms)]
+    return record.model_copy(update={"site": site, "round": round_})
+
+
 def _find_gaps(study: StudyHistory, history: History) -> None:
     if study.study is None:
         history.add_gap(f"the text of study {study.digest} is not in the log, or its operator did not sign it")
@@ -298,12 +332,16 @@ def _find_gaps(study: StudyHistory, history: History) -> None:
     absent = [number for number in range(1, last + 1) if number not in study.rounds]
     if absent:
         history.add_gap(f"rounds {_ranges(absent)} of study {study.name} are not in the log")
+    evaluation = study.study.privacy.evaluation if study.study else None
     for number in sorted(study.rounds):
-        _find_round_gaps(study.rounds[number], history, newest=number == last)
+        found = study.rounds[number]
+        _find_round_gaps(found, history, newest=number == last)
+        if evaluation and evaluation.runs_in(number) and found.outcome == "aggregated" and found.evaluated is None:
+            history.add_gap(f"round {number} evaluates by the study, but its figures are not in the log", *found.where)
 
 
 def _find_round_gaps(found: Round, history: History, *, newest: bool) -> None:
-    where = () if found.started is None else (found.started,)
+    where = found.where
     if found.started is None:
         history.add_gap(f"round {found.number} has entries but no round.started", *found.received.values())
     if found.outcome == OPEN and not newest:

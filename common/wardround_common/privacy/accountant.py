@@ -17,7 +17,7 @@ Source: privacy loss distributions, Koskela, Jälkö, Honkela 2020 (arXiv 1906.0
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -39,6 +39,9 @@ where ε is below 0.04."""
 
 ATTACK_SLACK = 1e-3
 """PLD may fall short of a proven attack by so much: rounding of floats, far below what is displayed."""
+
+Beside = Mapping[tuple[float, float], int]
+"""What runs beside the calibrated steps, as in `Composition.steps`."""
 
 _GRIDS = (1e-3, 1e-4)
 _DECIMALS = 10_000
@@ -88,16 +91,13 @@ def price_repeated(plans: Iterable[tuple[MechanismRecord, int]], delta: float) -
 
 
 def plan_price(privacy: Privacy, rounds: int | None = None) -> Price:
-    """Return the price of `rounds` rounds of a study; by default its whole plan with the spare rounds.
+    """Return the price of the first `rounds` rounds of a study; by default its whole plan with the spare rounds.
 
     Raises:
         BudgetError: as `price`.
     """
     times = privacy.rounds + privacy.spare_rounds if rounds is None else rounds
-    steps = {(privacy.sample_rate, privacy.noise_multiplier): times * privacy.steps_per_round}
-    return _price(
-        require_priceable(Composition(unit=privacy.unit, adjacency=privacy.adjacency, steps=steps)), privacy.delta
-    )
+    return price_repeated(privacy.in_rounds(times), privacy.delta)
 
 
 def every_site_price(records: Sequence[MechanismRecord], delta: float, *, sites: int) -> Price:
@@ -126,22 +126,33 @@ def check_claim(privacy: Privacy) -> Price:
     return found
 
 
-def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int, beside: Beside | None = None) -> float:
     """Return the least noise multiplier, in steps of 0.0001, at which `steps` steps cost at most `epsilon`.
+
+    Args:
+        epsilon: what everything together may cost, at `delta`.
+        delta: of that price.
+        sample_rate: of the steps whose noise is wanted.
+        steps: how many of them there are.
+        beside: what else runs: (sample rate, noise multiplier) to a number of steps.
 
     Raises:
         BudgetError: no noise multiplier up to 1000 gives that.
     """
 
+    def plan(noise: float) -> Composition:
+        found = dict(beside or {})
+        found[sample_rate, noise] = found.get((sample_rate, noise), 0) + steps
+        return Composition(unit="record", adjacency="add-or-remove-one", steps=found)
+
     @cache
     def cost(grid_point: int) -> float:
-        noise = grid_point / _DECIMALS
-        composition = Composition(unit="record", adjacency="add-or-remove-one", steps={(sample_rate, noise): steps})
+        composition = plan(grid_point / _DECIMALS)
         upper = renyi_epsilon(require_priceable(composition), delta)  # the quick bound: a dozen costs are asked for
         return upper if upper > MAX_EPSILON else _epsilon_pld(composition, delta, upper)
 
     target = math.floor(epsilon * _DECIMALS + 1e-9) / _DECIMALS  # prices are rounded up
-    low, high = _bracket(cost, target, _first_guess(epsilon, delta, sample_rate, steps))
+    low, high = _bracket(cost, target, _first_guess(lambda noise: renyi_epsilon(plan(noise), delta), epsilon))
     return _least(cost, target, low, high) / _DECIMALS
 
 
@@ -209,14 +220,12 @@ def _epsilon_on_grid(composition: Composition, delta: float, grid: float, replac
     return float(accountant.get_epsilon(delta))
 
 
-def _first_guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> int:
+def _first_guess(quick_cost: Callable[[float], float], epsilon: float) -> int:
     """Return the grid point that the quick Rényi bound asks for; PLD needs a little less noise."""
     low, high = _FLOOR, _CEILING
     while high > 1.01 * low:
         middle = math.isqrt(low * high)
-        plan = {(sample_rate, middle / _DECIMALS): steps}
-        cost = renyi_epsilon(Composition(unit="record", adjacency="add-or-remove-one", steps=plan), delta)
-        low, high = (middle, high) if cost > epsilon else (low, middle)
+        low, high = (middle, high) if quick_cost(middle / _DECIMALS) > epsilon else (low, middle)
     return high
 
 

@@ -3,6 +3,8 @@
 Rules.
 - Composition adds steps: records with the same sample rate and noise multiplier become one entry,
   so twenty rounds cost the accountant as much time as one.
+- An evaluation is one Gaussian release: a step with sample rate 1. It is charged beside the training although its
+  units are held out: a unit is paid for as if it were in both, so nothing rests on how units were split.
 - Nothing is skipped. An unknown kind, or records about different units or adjacencies, is refused.
 - What no accountant here can price soundly or in bounded time is refused before any of them starts.
 Not done here: prices (`accountant`), their second opinion (`crosscheck`), the cap over all studies (`lifetime`).
@@ -11,11 +13,11 @@ Not done here: prices (`accountant`), their second opinion (`crosscheck`), the c
     {(0.05, 0.8): 120}
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from wardround_common.errors import BudgetError
-from wardround_common.privacy.mechanism import Adjacency, MechanismRecord, SubsampledGaussian, Unit
+from wardround_common.privacy.mechanism import Adjacency, EvaluatedGaussian, MechanismRecord, SubsampledGaussian, Unit
 
 MAX_STEPS = 100_000
 """Real plans have 10² to 10⁴ steps. Up to here pricing takes about a second, at ten million a minute,
@@ -27,7 +29,7 @@ MIN_NOISE_MULTIPLIER = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """Steps of the Poisson-subsampled Gaussian, by their two constants.
+    """Steps of the Poisson-subsampled Gaussian, by their two constants; an evaluation is a step, too.
 
     `steps` maps (sample rate, noise multiplier) to a number of steps; clipping norm and records per unit
     do not occur because the noise is relative to what one unit can add.
@@ -56,8 +58,8 @@ def compose(plans: Iterable[tuple[MechanismRecord, int]]) -> Composition:
     _require_one_kind_of_claim([record for record, _ in found])
     steps: dict[tuple[float, float], int] = {}
     for record, times in found:
-        key = (record.sample_rate, record.noise_multiplier)
-        steps[key] = steps.get(key, 0) + times * record.steps
+        for constants, count in _releases(record):
+            steps[constants] = steps.get(constants, 0) + times * count
     return require_priceable(Composition(unit=found[0][0].unit, adjacency=found[0][0].adjacency, steps=steps))
 
 
@@ -83,8 +85,17 @@ def require_priceable(composition: Composition) -> Composition:
     return composition
 
 
-def _known(record: object) -> SubsampledGaussian:
+def _releases(record: MechanismRecord) -> Iterator[tuple[tuple[float, float], int]]:
+    """Yield ((sample rate, noise multiplier), steps) of everything that `record` releases."""
+    yield (record.sample_rate, record.noise_multiplier), record.steps
+    if isinstance(record, EvaluatedGaussian):
+        yield (1.0, record.evaluation.noise_multiplier), 1
+
+
+def _known(record: object) -> MechanismRecord:
     if isinstance(record, SubsampledGaussian) and record.kind == "poisson-subsampled-gaussian":
+        return record
+    if isinstance(record, EvaluatedGaussian) and record.kind == "evaluated-poisson-subsampled-gaussian":
         return record
     raise BudgetError(
         "mechanism-unknown",
@@ -93,7 +104,7 @@ def _known(record: object) -> SubsampledGaussian:
     )
 
 
-def _require_one_kind_of_claim(records: list[SubsampledGaussian]) -> None:
+def _require_one_kind_of_claim(records: list[MechanismRecord]) -> None:
     claims = sorted({(record.unit, record.adjacency) for record in records})
     if len(claims) > 1:
         listed = " and ".join(f"unit {unit}, {adjacency}" for unit, adjacency in claims)

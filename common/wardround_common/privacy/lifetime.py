@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wardround_common.privacy.composition import Composition, compose
-from wardround_common.privacy.mechanism import MechanismRecord
+from wardround_common.privacy.mechanism import MechanismRecord, in_rounds
 
 ORDERS: tuple[int, ...] = (*range(2, 65), 76, 92, 110, 132, 159, 191, 229, 275, 330, 396, 475, 570, 684, 821, 985, 1182)
 """Whole orders up to about 1200: enough for caps from ε = 0.03 on; above ε = 30 the best order is 2."""
@@ -61,10 +61,14 @@ class Lifetime:
 def best_order(plan: tuple[MechanismRecord, int], cap: Cap) -> int:
     """Return the order at which `plan` takes the smallest share of `cap`: the filter's α if it is the first.
 
+    Args:
+        plan: a study: the record of a round, of one that evaluates if any does, and how many rounds.
+        cap: over all studies.
+
     Raises:
         BudgetError: the mechanism cannot be priced (see `composition`).
     """
-    composition = compose([plan])
+    composition = compose(in_rounds(*plan))
     return min(ORDERS, key=lambda order: _share(composition, cap, order))
 
 

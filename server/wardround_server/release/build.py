@@ -18,11 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wardround_common.adapter import AdapterLayout, decode_tensors, encode_tensors, initial_tensors, peft_config
+from wardround_common.audit.events import RoundEvaluated
 from wardround_common.errors import BudgetError, StorageError
 from wardround_common.privacy.accountant import Price, every_site_price, plan_price
 from wardround_common.signing import Envelope
 from wardround_common.study import Study
 from wardround_server.release.provenance import provenance
+from wardround_server.rounds.evaluation import figures_of
 
 CARD = "README.md"
 WEIGHTS = "adapter_model.safetensors"
@@ -43,6 +45,8 @@ class ReleaseInputs:
         rounds_run: rounds that hospitals were asked for, failed ones included: their ε is spent as well.
         checkpoint: newest checkpoint with the quorum's cosignatures.
         key: the operator's identity, signs the provenance.
+        adapter: the released adapter's digest in the audit trail.
+        evaluations: what the study's charged evaluation brought, in order.
     """
 
     study: Study
@@ -53,6 +57,16 @@ class ReleaseInputs:
     rounds_run: int
     checkpoint: str
     key: Ed25519PrivateKey
+    adapter: str = ""
+    evaluations: tuple[RoundEvaluated, ...] = ()
+
+    @property
+    def measured(self) -> RoundEvaluated | None:
+        """The evaluation to tell of: of the released adapter, else the newest, None without any."""
+        return next(
+            (event for event in self.evaluations if event.adapter == self.adapter),
+            self.evaluations[-1] if self.evaluations else None,
+        )
 
     def __repr__(self) -> str:
         return f"ReleaseInputs(study={self.study.name!r}, round_={self.round_})"
@@ -73,7 +87,13 @@ def build_release(folder: Path, inputs: ReleaseInputs) -> Envelope:
         CARD: _card(inputs, spent),
     }
     signed = provenance(
-        study=study, round_=inputs.round_, files=files, price=spent, checkpoint=inputs.checkpoint, key=inputs.key
+        study=study,
+        round_=inputs.round_,
+        files=files,
+        price=spent,
+        checkpoint=inputs.checkpoint,
+        key=inputs.key,
+        measured=inputs.measured,
     )
     _write_folder(folder, {**files, PROVENANCE: signed.to_bytes()})
     return signed
@@ -107,6 +127,10 @@ def _card(inputs: ReleaseInputs, spent: Price) -> bytes:
         rounds_run=inputs.rounds_run,
         round=inputs.round_,
         digest=study.sha256(),
+        evaluations=inputs.rounds_run // study.privacy.evaluation.every if study.privacy.evaluation else 0,
+        measured=inputs.measured,
+        figures=figures_of(study, inputs.measured) if inputs.measured else None,
+        measured_released=inputs.measured is not None and inputs.measured.adapter == inputs.adapter,
     )
     return text.encode() + b"\n"
 

@@ -12,15 +12,18 @@ Source: in-toto Attestation Framework, Statement v1.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround_common import __version__
+from wardround_common.audit.events import RoundEvaluated
 from wardround_common.documents import canonical_json
 from wardround_common.privacy.accountant import Price
 from wardround_common.signing import Envelope, sign_document
 from wardround_common.study import Study
+from wardround_server.rounds.evaluation import figures_of
 
 STATEMENT_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "urn:wardround:provenance:v1"
@@ -42,14 +45,34 @@ def privacy_statement(study: Study, price: Price) -> dict[str, Any]:
         "steps_per_round": study.privacy.steps_per_round,
         "rounds": study.privacy.rounds,
         "trust": study.privacy.trust,
+        **({"evaluation": p.model_dump(mode="json")} if (p := study.privacy.evaluation) else {}),
+    }
+
+
+def evaluation_statement(study: Study, measured: RoundEvaluated) -> dict[str, Any]:
+    """Return a charged evaluation with everything needed to read it: noised sums, and the figures that they give."""
+    return {
+        "round": measured.round,
+        "adapter": measured.adapter,
+        "survivors": list(measured.survivors),
+        "noisedSums": list(measured.sums),
+        "figures": asdict(figures_of(study, measured)),
+        "error": "one standard deviation of the noise",
     }
 
 
 def provenance(
-    *, study: Study, round_: int, files: Mapping[str, bytes], price: Price, checkpoint: str, key: Ed25519PrivateKey
+    *,
+    study: Study,
+    round_: int,
+    files: Mapping[str, bytes],
+    price: Price,
+    checkpoint: str,
+    key: Ed25519PrivateKey,
+    measured: RoundEvaluated | None = None,
 ) -> Envelope:
-    """Return the signed statement over `files` (name to content)."""
-    statement = {
+    """Return the signed statement over `files` (name to content); `measured` is the evaluation that the card tells."""
+    statement: dict[str, Any] = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [
             {"name": name, "digest": {"sha256": hashlib.sha256(data).hexdigest()}}
@@ -67,6 +90,8 @@ def provenance(
             "builder": f"wardround {__version__}",
         },
     }
+    if measured is not None:
+        statement["predicate"]["evaluation"] = evaluation_statement(study, measured)
     return sign_document(canonical_json(statement), STATEMENT_TYPE, key)
 
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 from wardround_common.adapter import TensorSpec, read_values
 from wardround_common.audit.events import Reason
 from wardround_common.errors import VerificationError, WardroundError
-from wardround_common.privacy.mechanism import MECHANISM_TYPE, SubsampledGaussian
+from wardround_common.privacy.mechanism import MECHANISM_TYPE, parse_record
 from wardround_common.rounds import (
     UPDATE_HEADER_TYPE,
     BlobRef,
@@ -149,7 +149,7 @@ def require_record(study: Study, plan: RoundPlan, site: str, answer: RoundAnswer
     """
     key = parse_public_key(study.member(site).identity)
     payload = guarded("bad-signature", lambda: open_envelope(answer.record, MECHANISM_TYPE, [key]))
-    record = guarded("bad-signature", lambda: SubsampledGaussian.from_bytes(payload))
+    record = guarded("bad-signature", lambda: parse_record(payload))
     if record != study.mechanism(site, plan.round):
         raise rejected("wrong-study", "the mechanism record differs from the study's constants")
 

@@ -81,6 +81,7 @@ class StudyStatus:
     round: int
     rounds: int
     message: str = ""
+    evaluation: str = ""  # the newest figures of an evaluation, in words
     sites: Mapping[str, SitePhase] = field(default_factory=dict)
 
 

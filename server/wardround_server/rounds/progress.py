@@ -17,10 +17,15 @@ class Progress:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._sites: dict[str, SitePhase] = {}
+        self._evaluation = ""
 
     def working(self) -> None:
         """All sites were asked."""
         self._sites = dict.fromkeys(self._desk.sites, "working")
+
+    def measured(self, words: str) -> None:
+        """An evaluation has new figures."""
+        self._evaluation = words
 
     def answered(self, site: str) -> None:
         """One site replied."""
@@ -36,6 +41,7 @@ class Progress:
                 round=round_,
                 rounds=study.privacy.rounds,
                 message=message,
+                evaluation=self._evaluation,
                 sites=dict(self._sites),
             )
         )

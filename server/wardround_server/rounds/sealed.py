@@ -5,7 +5,7 @@ from flwr.serverapp import Grid
 
 from wardround_common.errors import VerificationError
 from wardround_common.rounds import BlobRef, RoundPlan
-from wardround_common.updates import segments
+from wardround_common.updates import segments, update_specs
 from wardround_server.rounds.aggregate import MeanUpdate
 from wardround_server.rounds.answers import AcceptedAnswer, AnswerChecker, AnswerRefused, AnswerRejected
 from wardround_server.rounds.desk import Desk, Entry
@@ -47,9 +47,8 @@ class SealedUpdates:
 
     def _collect(self, grid: Grid, plan: RoundPlan, mean: MeanUpdate) -> tuple[list[AcceptedAnswer], list[Entry]]:
         desk, accepted, lost = self._desk, list[AcceptedAnswer](), list[Entry]()
-        checker = AnswerChecker(
-            study=desk.study, plan=plan, specs=desk.layout.trained, open=desk.blobs.open, unseal=desk.unseal
-        )
+        specs = update_specs(desk.study, desk.layout.trained)
+        checker = AnswerChecker(study=desk.study, plan=plan, specs=specs, open=desk.blobs.open, unseal=desk.unseal)
         content: Content = dict.fromkeys(desk.present, (plan, (plan.adapter,)))
         late = set(content)
         for site, reply in exchange(

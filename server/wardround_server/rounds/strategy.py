@@ -12,21 +12,26 @@ Rules (docs/spec/round.md).
   starts from the same adapter if the study has a spare round, else the study ends.
 - It knows nothing of gRPC: an ordinary `flwr.serverapp.strategy.Strategy` on any `Grid`.
 
-Hospitals evaluate nothing: `configure_evaluate` sends no message.
+- A charged evaluation (docs/spec/evaluation.md) needs no message of its own: its sums come with the updates.
+
+Hospitals are asked to evaluate nothing else: `configure_evaluate` sends no message.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
 
 from wardround_common import __version__
 from wardround_common.adapter import decode_tensors, initial_values, write_values
 from wardround_common.audit.events import (
     Event,
     RoundAggregated,
+    RoundEvaluated,
     RoundFailed,
     RoundStarted,
     Unknown,
@@ -35,8 +40,10 @@ from wardround_common.audit.events import (
 )
 from wardround_common.errors import TrainingError
 from wardround_common.rounds import BlobRef, RoundPlan
+from wardround_common.updates import adapter_part
 from wardround_server.rounds.aggregate import Pieces, apply_update
 from wardround_server.rounds.desk import Desk, Entry, Interrupted
+from wardround_server.rounds.evaluation import evaluated, evaluations, in_words
 from wardround_server.rounds.gathering import Updates
 from wardround_server.rounds.masked import MaskedUpdates
 from wardround_server.rounds.progress import Progress
@@ -93,6 +100,7 @@ class WardStrategy(Strategy):
             TrainingError: the study cannot be completed.
             VerificationError: members refused to cosign the audit log.
         """
+        self._show_evaluation(evaluations(self._state.rounds(self._study)))
         self._greet(grid)
         trained = self._desk.layout.trained
         first = initial_values(trained, self._desk.study.adapter.seed)
@@ -218,11 +226,19 @@ class WardStrategy(Strategy):
             reason = gathered.failed or "aborted"
             failed = RoundFailed(study=self._study, round=plan.round, reason=reason)
             return _outcome(record.moved("failed", failed=reason), [*gathered.entries, (failed, everyone)])
-        adapter = self._add(plan.adapter, gathered.mean)
+        rest: list[NDArray[np.float32]] = []
+        adapter = self._add(plan.adapter, adapter_part(gathered.mean, self._desk.layout.parameters, rest))
         survivors = tuple(sorted(gathered.survivors))
+        measured = evaluated(study, plan, survivors, rest)
+        self._show_evaluation(measured)
         aggregated = RoundAggregated(study=self._study, round=plan.round, survivors=survivors, adapter=adapter.digest)
         moved = record.moved("aggregated", adapter=adapter, survivors=survivors)
-        return _outcome(moved, [*gathered.entries, (aggregated, everyone)])
+        told: list[Entry] = [*((event, everyone) for event in measured), (aggregated, everyone)]
+        return _outcome(moved, [*gathered.entries, *told])
+
+    def _show_evaluation(self, measured: Sequence[RoundEvaluated]) -> None:
+        if measured:
+            self._progress.measured(in_words(self._desk.study, measured[-1]))
 
     def _more(self, round_: int) -> bool:
         """Whether another round follows if this one succeeds."""

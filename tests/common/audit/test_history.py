@@ -4,6 +4,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peers.big_log import all_answer, make_big_log
 
+from wardround_client.ledger import Ledger
 from wardround_common.audit.epsilon import (
     STATEMENT_TYPE,
     Statement,
@@ -14,6 +15,7 @@ from wardround_common.audit.epsilon import (
 from wardround_common.audit.events import (
     PrivacySpent,
     RoundAggregated,
+    RoundEvaluated,
     RoundStarted,
     ServerStarted,
     StudyApproved,
@@ -25,7 +27,7 @@ from wardround_common.audit.rows import read_rows
 from wardround_common.audit.trust import load_trust
 from wardround_common.errors import BudgetError, ConfigError, VerificationError
 from wardround_common.privacy.accountant import plan_price
-from wardround_common.privacy.mechanism import MECHANISM_TYPE
+from wardround_common.privacy.mechanism import MECHANISM_TYPE, Evaluation
 from wardround_common.signing import Signature, sign_document
 
 
@@ -277,3 +279,69 @@ def test_rows_are_the_same_from_one_process_and_from_many(big, monkeypatch):
     monkeypatch.setattr(rows, "PARALLEL_FROM", 50)
     monkeypatch.setattr(rows, "_CHUNK", 16)
     assert rows_of(big) == alone
+
+
+# -- a study with a charged evaluation
+
+
+EVALUATION = Evaluation(every=2, held_out=0.2, noise_multiplier=6.0, loss_bound=4.0)
+
+
+@pytest.fixture
+def measured(tmp_path):
+    return make_big_log(tmp_path / "measured", hospitals=3, rounds=2, drop=all_answer, evaluation=EVALUATION)
+
+
+def evaluated(big, **changes):
+    fields = {
+        "study": big.study.sha256(),
+        "round": 2,
+        "survivors": tuple(big.sites),
+        "adapter": started_from(big, 2),
+        "sums": (602.1, -310.4, 401.9),
+    }
+    return RoundEvaluated(**(fields | changes))
+
+
+def started_from(big, round_):
+    (study,) = history_of(big).studies.values()
+    return study.rounds[round_].before
+
+
+def test_epsilon_of_an_evaluated_study_is_that_of_its_ledger(measured, tmp_path):
+    """Recomputed from the log's records alone, within 1e-9 of what a hospital's ledger says."""
+    (one, *_) = recompute(history_of(measured))
+    with Ledger.open(tmp_path / "ledger.db", writer=True) as ledger:
+        ledger.reserve(measured.study, cap_epsilon=50.0, cap_delta=1e-5)
+        for round_ in (1, 2):
+            ledger.begin(measured.study.sha256(), round_, "sha256:" + 64 * "0")
+        (row,) = ledger.summary()
+    assert abs(one.price.epsilon - row.epsilon) <= 1e-9
+    assert one.price == plan_price(measured.study.privacy, rounds=2)
+    assert one.price.steps == 2 * measured.study.privacy.steps_per_round + 1
+
+
+def test_figures_are_in_the_history_and_missing_ones_are_a_gap(measured):
+    gaps = [gap.what for gap in history_of(measured).gaps]
+    assert gaps == ["round 2 evaluates by the study, but its figures are not in the log"]
+    assert more(measured, evaluated(measured)) == []
+    (study,) = history_of(measured).studies.values()
+    assert study.rounds[1].evaluated is None
+    assert study.rounds[2].evaluated.accuracy == pytest.approx(0.8337, abs=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"round": 1}, {"adapter": "sha256:" + 64 * "0"}])
+def test_figures_that_the_study_does_not_fix_are_a_gap(measured, changes):
+    gaps = more(measured, evaluated(measured), evaluated(measured, **changes))
+    assert [gap for gap in gaps if "that the study does not" in gap]
+
+
+def test_a_record_without_the_evaluation_that_the_study_fixes_is_a_gap(measured):
+    plain = measured.study.mechanism("hospital-01", 3).model_copy(update={"round": 4})
+    envelope = sign_document(plain.to_bytes(), MECHANISM_TYPE, measured.cast.members["hospital-01"])
+    left_out = PrivacySpent(study=measured.study.sha256(), round=4, site="hospital-01", record=envelope)
+    quieter = EVALUATION.model_copy(update={"noise_multiplier": 60.0})
+    changed = spent(measured, "hospital-02", 4, evaluation=quieter)
+    gaps = more(measured, left_out, changed)
+    for site in ("hospital-01", "hospital-02"):
+        assert f"the mechanism record of {site} in round 4 is not the study's" in gaps

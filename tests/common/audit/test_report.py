@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from peers.big_log import make_unstarted_log
+from peers.big_log import make_big_log, make_unstarted_log
 from typer.testing import CliRunner
 
 from wardround_common.audit import rows as rows_module
 from wardround_common.audit.cli import audit_app
+from wardround_common.audit.events import RoundEvaluated
 from wardround_common.audit.history import collect
 from wardround_common.audit.note import open_checkpoint
 from wardround_common.audit.proof import open_proof
@@ -23,6 +24,7 @@ from wardround_common.audit.rows import read_rows
 from wardround_common.audit.search import matches
 from wardround_common.audit.trust import load_trust
 from wardround_common.errors import WardroundError
+from wardround_common.privacy.mechanism import Evaluation
 from wardround_common.signing import fingerprint
 
 CHROMIUM = shutil.which("chromium")
@@ -307,3 +309,30 @@ def test_light_and_dark(opened):
     assert opened.evaluate(paper) != light
     opened.click("#theme")
     assert opened.evaluate(paper) == light
+
+
+def test_it_tells_what_hospitals_measured_and_what_it_cost(tmp_path):
+    evaluation = Evaluation(every=2, held_out=0.2, noise_multiplier=6.0, loss_bound=4.0)
+    big = make_big_log(tmp_path / "measured", hospitals=3, rounds=2, evaluation=evaluation)
+    trust = load_trust(big.trust)
+    history = collect(read_rows(LogFolder(big.folder), load_identity(big.identity), trust), trust)
+    (study,) = history.studies.values()
+    told = RoundEvaluated(
+        study=big.study.sha256(),
+        round=2,
+        survivors=tuple(big.sites),
+        adapter=study.rounds[2].before,
+        sums=(602.1, -310.4, 401.9),
+    )
+    with big.open() as log:
+        big.append(log, told)
+        big.cosign(log)
+    shown = " ".join(write(big, tmp_path / "report.html").split())
+    assert "What hospitals measured" in shown
+    assert "held-out accuracy 83.4% ± 1.8%, loss 0.969 ± 0.067 (noised;" in shown
+    assert "These noised sums leave with the update" in shown
+    assert "evaluates by the study, but its figures" not in shown
+
+
+def test_a_study_without_an_evaluation_has_no_such_table(html):
+    assert "What hospitals measured" not in html

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peers.studies import Cast, cosigned, make_adapter, make_study, study_task
+from peers.studies import SITES, Cast, cosigned, make_adapter, make_study, study_task
 from safetensors.numpy import load
 
 from wardround_common.adapter import encode_tensors, initial_tensors
+from wardround_common.audit.events import RoundEvaluated
 from wardround_common.errors import StorageError, VerificationError
 from wardround_common.privacy.accountant import plan_price
+from wardround_common.privacy.mechanism import Evaluation
 from wardround_common.signing import public_key_text
+from wardround_common.study import Study
 from wardround_server.release.build import CARD, CONFIG, PROVENANCE, STUDY, WEIGHTS, ReleaseInputs, build_release
 from wardround_server.release.check import check_release
+
+ADAPTER = "sha256:" + 64 * "a"
 
 
 class Bench:
@@ -69,6 +74,70 @@ def test_building_twice_gives_the_same_adapter(bench: Bench, tmp_path: Path):
     for name in ("a", "b"):
         build_release(tmp_path / name, bench.inputs())
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
+
+
+def evaluated(bench: Bench, **changes: object) -> tuple[Study, RoundEvaluated]:
+    evaluation = Evaluation(every=2, held_out=0.25, noise_multiplier=2.0, loss_bound=4.0)
+    study = bench.study.model_copy(
+        update={"privacy": bench.study.privacy.model_copy(update={"evaluation": evaluation})}
+    )
+    fields = {
+        "study": study.sha256(),
+        "round": 2,
+        "survivors": SITES,
+        "adapter": ADAPTER,
+        "sums": (300.0, -150.0, 100.0),
+    }
+    return study, RoundEvaluated(**{**fields, **changes})
+
+
+def test_card_and_provenance_tell_what_hospitals_measured_as_noised(bench: Bench, tmp_path: Path):
+    study, event = evaluated(bench)
+    changes = {"study": study, "envelope": cosigned(bench.cast, study), "adapter": ADAPTER, "evaluations": (event,)}
+    build_release(tmp_path / "r", bench.inputs(**changes))
+    card = (tmp_path / "r" / CARD).read_text()
+    assert f"{plan_price(study.privacy, 3).epsilon:.3f}" in card
+    assert plan_price(study.privacy, 3).epsilon > plan_price(bench.study.privacy, 3).epsilon
+    for fact in (
+        "| evaluations | 1 × three noised sums over held-out records, noise multiplier 2.0, charged in the ε above |",
+        "by 3 hospitals in round 2, of the released adapter. **All figures are noised**",
+        "| held-out records, all hospitals together | 300 ± 6 |",
+        "| accuracy, mean over records | 66.7 % ± 1.1 % |",
+        "| loss in nats, mean over records, each record's limited to 4.0 | 1.000 ± 0.045 |",
+        "| evaluation | on held-out records: hospitals sent noised, charged sums, see below |",
+    ):
+        assert fact in card, fact
+    predicate = check_release(tmp_path / "r", bench.operator)["predicate"]
+    assert predicate["evaluation"]["noisedSums"] == [300.0, -150.0, 100.0]
+    assert predicate["evaluation"]["figures"]["accuracy"] == pytest.approx(2 / 3)
+    assert predicate["privacy"]["evaluation"]["noise_multiplier"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("events", "fact"),
+    [
+        ({"sums": (20.0, 3.0, 4.0)}, "The noise is larger than what so few held-out records can show"),
+        ({"adapter": "sha256:" + 64 * "1"}, "of an earlier adapter than the released one"),
+        (None, "Nothing: no round that was released evaluated."),
+    ],
+)
+def test_the_card_does_not_claim_what_was_not_measured(
+    bench: Bench, tmp_path: Path, events: dict[str, object] | None, fact: str
+):
+    study, event = evaluated(bench, **(events or {}))
+    changes = {"study": study, "envelope": cosigned(bench.cast, study), "adapter": ADAPTER}
+    build_release(tmp_path / "r", bench.inputs(**changes, evaluations=() if events is None else (event,)))
+    assert fact in (tmp_path / "r" / CARD).read_text()
+
+
+def test_a_release_without_an_evaluation_says_that_hospitals_sent_no_metrics(bench: Bench, tmp_path: Path):
+    build_release(tmp_path / "r", bench.inputs())
+    card = (tmp_path / "r" / CARD).read_text()
+    assert "| evaluation | none inside the study: hospitals sent no metrics |" in card
+    assert "What the hospitals measured" not in card
+    predicate = check_release(tmp_path / "r", bench.operator)["predicate"]
+    assert "evaluation" not in predicate
+    assert "evaluation" not in predicate["privacy"]
 
 
 def test_card_says_epsilon_with_delta_unit_adjacency_and_accountant(bench: Bench, tmp_path: Path):

@@ -51,7 +51,9 @@ _TOPICS = {
 }
 """How a sentence of `plain_words` begins -> its heading; other sentences begin with theirs and a colon."""
 
-_NAMELESS = frozenset({"Privacy", "Mechanism", "Collusion", "If one is away", "Leaves a hospital", "Trained"})
+_NAMELESS = frozenset(
+    {"Privacy", "Mechanism", "Evaluation", "Collusion", "If one is away", "Leaves a hospital", "Trained"}
+)
 """Headings whose sentences hold numbers only."""
 
 MAX_NAMES = 6
@@ -162,6 +164,7 @@ def _study(study: StudyHistory, trust: Trust, spent: Sequence[Spent], hidden: Re
         "rounds": rounds,
         "aggregated": sum(found.outcome == "aggregated" for found in rounds),
         "failed": [found for found in rounds if found.outcome.startswith("failed")],
+        "evaluated": [(found.number, str(found.evaluated)) for found in rounds if found.evaluated],
         "unused": unused,
         "released": study.released,
         "released_round": study.released_round,
