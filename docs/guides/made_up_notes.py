@@ -6,6 +6,7 @@ anybody; what the words say is not medicine. Every call draws other patients, so
 
 import argparse
 import csv
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,13 @@ WORDS = {
 
 def notes(chooser: random.Random, patients: int) -> Iterator[tuple[str, str, str]]:
     """Yield (patient, text, label); a patient has one to three notes."""
-    start = chooser.randrange(10**6, 10**7)
+    start, visits = chooser.randrange(10**6, 10**7), itertools.count(1)
     for number in range(patients):
         for _ in range(1 + number % 3):
             label = chooser.choice(sorted(WORDS))
             found = chooser.sample(WORDS[label], 4)
-            yield f"P{start + number}", f"seen on day {chooser.randrange(1, 99)}: {', '.join(found)}", label
+            seen = f"visit {next(visits)} of this file, day {chooser.randrange(1, 99)}"
+            yield f"P{start + number}", f"{seen}: {', '.join(found)}", label
 
 
 def main() -> None:

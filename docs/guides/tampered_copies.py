@@ -1,4 +1,6 @@
-"""Make altered copies of an audit trail to practise on: `python tampered_copies.py for-the-board practice`.
+"""Make altered copies of an audit trail to practise on.
+
+    python tampered_copies.py for-the-board practice --release release
 
 Every copy is altered in one way that the reviewer's guide names; the log itself is only read. All that is needed is
 what a reviewer has: no key of the log, of a hospital or of the operator.
@@ -6,6 +8,7 @@ what a reviewer has: no key of the log, of a hospital or of the operator.
 
 import argparse
 import base64
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,15 +49,24 @@ def unwitnessed(log: Path) -> None:
 
 
 def too_few(log: Path) -> None:
-    """Leave one cosignature: the log's own line is the first, the hospitals' follow."""
+    """Leave one hospital's cosignature beside the log's own signature, which is the first line."""
     path = log / "checkpoint.cosigned"
     head, _, lines = path.read_text(encoding="utf-8").partition("\n\n")
-    path.write_text("\n".join([head, "", *lines.splitlines()[:2], ""]), encoding="utf-8")
+    own, *hospitals = lines.splitlines()
+    path.write_text("\n".join([head, "", own, min(hospitals), ""]), encoding="utf-8")
 
 
 def rolled_back(log: Path) -> None:
     """Show the newest checkpoint that hospitals cosigned as if nothing had been logged after it."""
     shutil.copyfile(log / "checkpoint.cosigned", log / "checkpoint")
+
+
+def make_old(log: Path, release: Path) -> None:
+    """Go back to the checkpoint that the release names: everything left is genuine, cosignatures too."""
+    envelope = json.loads((release / "provenance.json").read_text(encoding="utf-8"))
+    note = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["audit"]["checkpoint"]
+    for name in ("checkpoint", "checkpoint.cosigned"):
+        (log / name).write_text(note, encoding="utf-8")
 
 
 COPIES: dict[str, Callable[[Path], None]] = {
@@ -64,7 +76,9 @@ COPIES: dict[str, Callable[[Path], None]] = {
 
 
 def _entries(log: Path) -> Path:
-    return max((path for path in (log / "tile" / "entries").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    return max(
+        (path for path in (log / "tile" / "entries").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
 
 
 def main() -> None:
@@ -72,13 +86,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("audit", type=Path, help="a copy of an audit trail")
     parser.add_argument("out", type=Path, help="new folder")
+    parser.add_argument("--release", type=Path, help="the release of a study in it: also makes the copy `old`")
     given = parser.parse_args()
     if not (given.audit / "log" / "checkpoint.cosigned").exists():
         parser.error(f"{given.audit} is no audit trail that hospitals have cosigned")
     for name, alter in COPIES.items():
         shutil.copytree(given.audit, given.out / name)
         alter(given.out / name / "log")
-        print(f"{given.out / name}: {' '.join((alter.__doc__ or '').split()).split(';')[0].rstrip('.')}")
+        print(f"{given.out / name}: {(alter.__doc__ or '').split(':')[0].rstrip('.')}")
+    if given.release:
+        shutil.copytree(given.audit, given.out / "old")
+        make_old(given.out / "old" / "log", given.release)
+        print(f"{given.out / 'old'}: {(make_old.__doc__ or '').split(':')[0]}")
 
 
 if __name__ == "__main__":
