@@ -349,8 +349,9 @@ def _plain(model: Any) -> dict[str, Any]:
 
 
 def _console(step: Command, output: str) -> str:
-    code = f"\n(exit code {step.exit})" if step.exit else ""
-    return f"\n```console\n{step.prompt}$ {step.line}\n{output.rstrip()}{code}\n```\n"
+    code = f"(exit code {step.exit})\n" if step.exit else ""
+    said = f"{output.rstrip()}\n" if output.strip() else ""
+    return f"\n```console\n{step.prompt}$ {step.line}\n{said}{code}```\n"
 
 
 def _unshare() -> list[str]:
@@ -379,14 +380,16 @@ _MASKS = (
     (r"\b(the|saw|are) \d+\b(?= seen before|$)", r"\1 N"),
     (r"entries/000\.p/\d+", "entries/000.p/N"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?( UTC|Z)?", "(time)"),
-    (r"\b\d+(\.\d+)? (s|min|h|minutes?|seconds?|hours?)( ago)?\b", "(a while)"),
+    (r" {2,}\d+ (s|min|h) ago\b", "  (a while ago)"),
+    (r"\b(hold|entry) \d+\b", r"\1 N"),
+    (r"^ +\d+  (?=\(time\))", "    N  "),
 )
 
 
 def masked(text: str, base: Path) -> str:
     """Return a screen with what varies between runs taken out."""
     for pattern, mask in _MASKS:
-        text = re.sub(pattern, mask, text)
+        text = re.sub(pattern, mask, text, flags=re.MULTILINE)
     text = text.replace(str(base), "")
     return "\n".join(line.rstrip() for line in text.splitlines())
 
@@ -443,8 +446,20 @@ def _free_port() -> int:
 def render(parties: dict[str, Party]) -> str:
     """Return the page."""
     differences = "".join(f"- {line};\n" for line in DIFFERENCES[:-1]) + f"- {DIFFERENCES[-1]}.\n"
-    bodies = "".join(f"\n## {_title(name)}\n" + "".join(party.lines) for name, party in parties.items())
+    bodies = "".join(f"\n## {_title(name)}\n" + "".join(_shown(party, parties)) for name, party in parties.items())
     return re.sub(r"\n{3,}", "\n\n", _HEAD.replace("DIFFERENCES\n", differences) + bodies)
+
+
+def _shown(party: Party, parties: dict[str, Party]) -> Iterator[str]:
+    """Yield a party's lines; of a later hospital's screens only those that are not the first one's, names swapped."""
+    first = parties[HOSPITALS[0]]
+    if party.name not in HOSPITALS or party is first:
+        yield from party.lines
+        return
+    for line, like in zip(party.lines, first.lines, strict=True):
+        console = re.match(r"\n```console\n(.*)\n(?s:.+)```\n$", line)
+        same = console and line == party.own(like)
+        yield f"\n```console\n{console[1]}\n(as at {first.name})\n```\n" if console and same else line
 
 
 def _title(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from playwright.sync_api import sync_playwright
 
+CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parents[2]
 LOADED = re.compile(
     r'<(?:script|img|iframe)[^>]*src="([^"]+)"|<link[^>]*rel="(?:stylesheet|icon|preconnect)"[^>]*href="([^"]+)"'
@@ -22,6 +25,9 @@ def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **NO_NETWORK}, cwd=config.parent)
 
 
+slow = pytest.mark.slow  # mkdocstrings reads three packages; the fast tier checks links in test_snippets.py
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
@@ -30,6 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@slow
 def test_every_page_is_built(site: Path) -> None:
     pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
     for page in pages:
@@ -37,6 +44,7 @@ def test_every_page_is_built(site: Path) -> None:
         assert (site / built).exists() or page.name == "0000-template.md", page
 
 
+@slow
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -47,16 +55,19 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"url\(['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 
+@slow
 def test_no_absolute_path_of_the_machine_is_in_the_site(site: Path) -> None:
     assert [page for page in site.rglob("*.html") if str(ROOT) in page.read_text(encoding="utf-8")] == []
 
 
+@slow
 def test_the_python_reference_has_docstrings(site: Path) -> None:
     text = (site / "api" / "audit.html").read_text(encoding="utf-8")
     assert "wardround_common.audit.verify.verify_log" in text
     assert "Check an audit folder" in text
 
 
+@slow
 @pytest.mark.parametrize("mistake", ["[x](nowhere.md)", "[x](faults.md#nowhere)"])
 def test_a_dead_link_fails_the_build(tmp_path: Path, mistake: str) -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
@@ -70,3 +81,29 @@ def test_a_dead_link_fails_the_build(tmp_path: Path, mistake: str) -> None:
     assert build(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 0
     (tmp_path / "docs" / "index.md").write_text(f"# Start\n\n{mistake}\n", encoding="utf-8")
     assert build(tmp_path / "mkdocs.yml", tmp_path / "site").returncode != 0
+
+
+@slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium")
+def test_search_works_from_a_folder_and_asks_nobody(site: Path) -> None:
+    asked: list[str] = []
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.fill("input[name=query]", "roll-over")
+        page.fill("input[name=query]", "firewall")
+        page.wait_for_selector(".md-search-result__item a", timeout=60_000)
+        assert "firewall" in page.inner_text(".md-search-result__list").lower()
+        chromium.close()
+    assert asked
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_lists_of_docstrings_stand_apart() -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "docstring_lists.py"))
+    assert (
+        module["apart"]("Rules.\n- One\n  more\n- two\nNot done: x") == "Rules.\n\n- One\n  more\n- two\n\nNot done: x"
+    )
+    assert module["apart"]("A line\nanother one\n\n    >>> 1 - 1") == "A line\nanother one\n\n    >>> 1 - 1"

@@ -1,6 +1,6 @@
 """Commands, keys, files and Python in the pages are real: each is looked up in the code, none is run here.
 
-What is run, line by line, are the guides: test_walk.py.
+What is run, line by line, are the guides: test_walk.py. The site's own check of links is in test_site.py.
 """
 
 import ast
@@ -15,6 +15,7 @@ import click
 import pytest
 import typer
 import yaml
+from markdown.extensions.toc import slugify
 from pydantic import BaseModel
 
 from wardround_client.config import ClientConfig
@@ -185,3 +186,25 @@ FILES_NAMED = sorted(
 def test_every_file_that_is_named_exists(page: str, file: str) -> None:
     example = re.search(r"NAME|benchmarks/out", file)
     assert file.startswith(AT_A_HOME) or example or (ROOT / file).exists(), f"{page} names {file}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as the site makes them."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {slugify(re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", heading), "-") for heading in headings}
+
+
+ANCHORED = sorted(
+    {
+        (page.relative_to(ROOT).as_posix(), target, anchor)
+        for page in PAGES
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "target", "anchor"), ANCHORED)
+def test_every_anchor_exists(page: str, target: str, anchor: str) -> None:
+    to = (ROOT / page).parent / target if target else ROOT / page
+    assert anchor in anchors(to) or to.parent.name == "api", f"{page} links to {target}#{anchor}"

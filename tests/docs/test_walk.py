@@ -114,6 +114,28 @@ def test_keys_and_times_are_masked() -> None:
     assert walk.masked(text, Path("/base")) == "SHA256:… sha256:… ed25519:… ward.example.org:8443 (time) /x"
 
 
+@pytest.mark.skipif(not walk._can_hide(), reason="the system has no unshare, or does not let this user mount")
+def test_a_party_cannot_see_the_others_folders(tmp_path: Path) -> None:
+    for name in walk.ROLES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    party = walk.Party(name="north-ward", base=tmp_path, address="")
+    assert party._shell("ls . ../operator ../reviewer ../south-ward").stdout.count("mine") == 1
+    assert (tmp_path / "operator" / "mine").exists()
+
+
+def test_a_screen_that_another_hospital_has_too_is_not_repeated() -> None:
+    step = walk.Command(prompt="hospital", line="wardround client status")
+    parties = {name: walk.Party(name=name, base=Path("/nowhere"), address="") for name in walk.ROLES}
+    for number, site in enumerate(walk.HOSPITALS):
+        parties[site].lines = [walk._console(step, f"I am {site}"), walk._console(step, f"{number} of 3")]
+    page = walk.render(parties)
+    assert "I am north-ward" in page
+    assert "I am south-ward" not in page
+    assert page.count("(as at north-ward)") == 2
+    assert all(f"{number} of 3" in page for number in range(3))
+
+
 # -- practising
 
 
