@@ -451,15 +451,21 @@ def render(parties: dict[str, Party]) -> str:
 
 
 def _shown(party: Party, parties: dict[str, Party]) -> Iterator[str]:
-    """Yield a party's lines; of a later hospital's screens only those that are not the first one's, names swapped."""
+    """Yield a party's lines; of a later hospital's screens only those that are not the first one's, names apart."""
     first = parties[HOSPITALS[0]]
     if party.name not in HOSPITALS or party is first:
         yield from party.lines
         return
     for line, like in zip(party.lines, first.lines, strict=True):
         console = re.match(r"\n```console\n(.*)\n(?s:.+)```\n$", line)
-        same = console and line == party.own(like)
-        yield f"\n```console\n{console[1]}\n(as at {first.name})\n```\n" if console and same else line
+        if console and _without_names(line) == _without_names(like):
+            line = f"\n```console\n{console[1]}\n(as at {first.name}, but for names)\n```\n"
+        yield line
+
+
+def _without_names(text: str) -> str:
+    """Return a screen with every hospital's name the same, and no layout."""
+    return " ".join(re.sub("|".join(HOSPITALS), "hospital", text).replace("─", "").split())
 
 
 def _title(name: str) -> str:

@@ -132,7 +132,7 @@ def test_a_screen_that_another_hospital_has_too_is_not_repeated() -> None:
     page = walk.render(parties)
     assert "I am north-ward" in page
     assert "I am south-ward" not in page
-    assert page.count("(as at north-ward)") == 2
+    assert page.count("(as at north-ward, but for names)") == 2
     assert all(f"{number} of 3" in page for number in range(3))
 
 
