@@ -351,7 +351,7 @@ def _plain(model: Any) -> dict[str, Any]:
 def _console(step: Command, output: str) -> str:
     code = f"(exit code {step.exit})\n" if step.exit else ""
     said = f"{output.rstrip()}\n" if output.strip() else ""
-    return f"\n```console\n{step.prompt}$ {step.line}\n{said}{code}```\n"
+    return f"\n```text\n{step.prompt}$ {step.line}\n{said}{code}```\n"
 
 
 def _unshare() -> list[str]:
@@ -457,9 +457,9 @@ def _shown(party: Party, parties: dict[str, Party]) -> Iterator[str]:
         yield from party.lines
         return
     for line, like in zip(party.lines, first.lines, strict=True):
-        console = re.match(r"\n```console\n(.*)\n(?s:.+)```\n$", line)
+        console = re.match(r"\n```text\n(.*)\n(?s:.+)```\n$", line)
         if console and _without_names(line) == _without_names(like):
-            line = f"\n```console\n{console[1]}\n(as at {first.name}, but for names)\n```\n"
+            line = f"\n```text\n{console[1]}\n(as at {first.name}, but for names)\n```\n"
         yield line
 
 

@@ -67,7 +67,7 @@ def lines_of_commands() -> Iterator[tuple[Path, str]]:
 def _commands_in(line: str) -> Iterator[str]:
     line = re.sub(r"\s+#\s.*$", "", line)  # a remark after the command
     for part in re.split(r"&&|\|(?![^(]*\))|>|;", line):
-        if match := re.match(r"^(?:\S+\$ +)?\s*wardround +(.*)$", part):
+        if match := re.match(r"^(?:\S*\$ +)?\s*wardround +(.*)$", part):
             yield match[1].strip()
 
 
