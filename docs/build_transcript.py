@@ -63,7 +63,8 @@ DIFFERENCES
 
 DIFFERENCES = (
     "all parties are folders on one machine, and the server's address is a free port of the loopback address",
-    "`pip install` is not run: one environment has all roles (`tests/test_installs.py` checks what each role's own holds)",
+    "`pip install` is not run: one environment has all roles (`tests/test_installs.py` checks what each role's own "
+    "holds)",
     "notes are made up, and the numbers of the study are the guides' small ones",
     "what people compare by telephone is compared by the test",
     "daemons are started by the test instead of a supervisor",
