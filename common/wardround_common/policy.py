@@ -148,7 +148,7 @@ class Policy(Document):
     approvers: Annotated[
         dict[Name, PublicKey],
         Field(
-            description="Who may approve studies for this hospital: name and public key (wardround client keygen).",
+            description="Who may approve studies for this hospital: name and public key (client policy keygen).",
             examples=[{"chief-physician": "ed25519:…"}],
         ),
     ]

@@ -78,9 +78,13 @@ class Rules:
 
     Args:
         study: the study's digest.
-        names, identities: members in the study's order; `ed25519:` keys.
+        names: members in the study's order.
+        identities: their `ed25519:` keys, in the same order.
         server: `ed25519:` key of the operator, which signs survivor sets.
-        colluders, threshold, min_cohort, ring: the study's.
+        colluders: the study's.
+        threshold: the study's.
+        min_cohort: the study's.
+        ring: the study's.
         segments: the update's tensors, in their order.
         degree: None for the complete graph; else neighbours of each member, even (simulation only).
 
