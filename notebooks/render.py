@@ -4,10 +4,11 @@ Rules.
 - Notebooks run in order in one new folder, since 03 and 04 go on with what 01 left there; nothing is written beside
   them, and the files in git stay without outputs.
 - A notebook that raises ends everything; no page is written then.
-- Links between notebooks and into docs/ are rewritten for the place of the pages, `docs/notebooks/`.
+- Links between notebooks and into docs/ are rewritten for the place of the pages, `docs/notebooks/`. Pages are in git,
+  so that the site builds in seconds and whoever has no Python sees the pictures; a test compares them with notebooks.
 Not done here: the site itself (MkDocs), stripping (`nbstripout notebooks/*.ipynb`).
 
-    $ python notebooks/render.py --out docs/notebooks
+    $ python notebooks/render.py
 """
 
 import argparse
@@ -16,11 +17,13 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+
+PAGES = FOLDER.parent / "docs" / "notebooks"
 
 NAMES = ("01-first-study", "02-privacy-budget", "03-read-the-audit-trail", "04-bring-your-own-notes")
 """All notebooks, in the order in which they are read and run."""
@@ -28,7 +31,9 @@ NAMES = ("01-first-study", "02-privacy-budget", "03-read-the-audit-trail", "04-b
 CELL_S = 1_800
 """Seconds for one cell: a study takes a minute on two idle cores, and much longer on busy ones."""
 
-_LINKS = (
+_REWRITTEN = (
+    (re.compile(r"!\[png\]"), "![picture]"),
+    (re.compile(r"\n{3,}"), "\n\n"),
     (re.compile(r"\]\((\d\d-[a-z0-9-]+)\.ipynb"), r"](\1.md"),
     (re.compile(r"\]\(\.\./docs/"), "](../"),
 )
@@ -52,17 +57,12 @@ def execute(name: str, work: Path) -> Any:
             timeout=CELL_S,
             kernel_name="python3",
             coalesce_streams=True,
-            config=Config({"KernelManager": {"transport": "ipc"}}),  # no port, nobody else can listen
+            # Sockets in a private folder instead of ports: nobody else on the machine can talk to the kernel.
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/kernel"}}),
             resources={"metadata": {"path": str(work)}},
         )
         client.execute(env=_environment(private))
     return notebook
-
-
-def run_all(names: Sequence[str], work: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (name, executed notebook) for every one of `names`, in the notebooks' order."""
-    for name in sorted(names):
-        yield name, execute(name, work)
 
 
 def write_page(name: str, notebook: Any, out: Path) -> Path:
@@ -75,7 +75,8 @@ def write_page(name: str, notebook: Any, out: Path) -> Path:
     for path, data in resources["outputs"].items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         (out / path).write_bytes(data)
-    for pattern, replacement in _LINKS:
+    body = "\n".join(line.rstrip() for line in body.splitlines()) + "\n"
+    for pattern, replacement in _REWRITTEN:
         body = pattern.sub(replacement, body)
     page = out / f"{name}.md"
     page.write_text(body)
@@ -92,20 +93,23 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Execute the notebooks and write them as Markdown pages.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="which; all if left out (03 and 04 need 01)")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the pages, e.g. docs/notebooks"
-    )
+    parser.add_argument("--out", type=Path, default=PAGES, metavar="DIR", help="instead of docs/notebooks")
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.names) - set(NAMES))
     if unknown:
         parser.error(f"no notebook {unknown[0]}; there are {', '.join(NAMES)}")
-    chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="wardround-notebooks-") as work:
-        began = time.monotonic()
-        for name, notebook in run_all(chosen.names or NAMES, Path(work)):
-            page = write_page(name, notebook, chosen.out)
-            sys.stderr.write(f"{page}: {time.monotonic() - began:.0f} s\n")
-            began = time.monotonic()
+        executed = [(name, _timed(name, Path(work))) for name in sorted(chosen.names or NAMES)]
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for name, notebook in executed:
+        sys.stderr.write(f"wrote {write_page(name, notebook, chosen.out)}\n")
+
+
+def _timed(name: str, work: Path) -> Any:
+    began = time.monotonic()
+    notebook = execute(name, work)
+    sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
+    return notebook
 
 
 if __name__ == "__main__":

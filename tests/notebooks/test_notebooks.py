@@ -80,6 +80,19 @@ def test_links_resolve(name: str):
         assert target.startswith("https://") or (FOLDER / target).exists(), target
 
 
+@pytest.mark.parametrize("name", render.NAMES)
+def test_its_page_is_of_this_notebook(name: str):
+    page = (render.PAGES / f"{name}.md").read_text()
+    code = re.findall(r"^```python\n(.*?)\n```$", page, re.M | re.S)
+    again = "run: python notebooks/render.py"
+    assert [part.split() for part in code] == [cell.split() for cell in _cells(name, "code")], again
+    said = " ".join(page.split())
+    for cell in _cells(name, "markdown"):
+        start = " ".join(cell.split())[:60].split("](")[0]
+        assert start in said, again
+    _is_a_page(render.PAGES / f"{name}.md")
+
+
 def test_the_script_refuses_an_unknown_name(tmp_path: Path):
     command = [sys.executable, FOLDER / "render.py", "05-nothing", "--out", tmp_path]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
