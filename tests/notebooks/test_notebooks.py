@@ -179,7 +179,7 @@ def _lonely_epsilons(said: str) -> list[str]:
 
 def _is_a_page(page: Path) -> None:
     text = page.read_text()
-    assert ".ipynb" not in text
+    assert ".ipynb)" not in text
     assert "](../docs/" not in text
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert len(pictures) == PICTURES[page.stem]
