@@ -33,7 +33,7 @@ CELL_S = 1_800
 
 _REWRITTEN = (
     (re.compile(r"!\[png\]"), "![picture]"),
-    (re.compile(r"\n{3,}"), "\n\n"),
+    (re.compile(r"\n{4,}"), "\n\n"),  # code has two empty lines at most
     (re.compile(r"\]\((\d\d-[a-z0-9-]+)\.ipynb"), r"](\1.md"),
     (re.compile(r"\]\(\.\./docs/"), "](../"),
 )
