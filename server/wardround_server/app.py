@@ -18,7 +18,7 @@ from pathlib import Path
 from wardround_common import __version__
 from wardround_common.audit.events import AuthFailed, ServerStarted, ServerStopped
 from wardround_common.documents import sha256_digest
-from wardround_common.errors import StorageError, VerificationError
+from wardround_common.errors import StorageError, WardroundError
 from wardround_common.files import sync_folder, write_durably
 from wardround_common.homeformat import stamp
 from wardround_common.identity.address import Address
@@ -148,9 +148,9 @@ class Daemon:
         self._desk.tick()
         self._log_waiting_events()
         stored = self._office.shelf.read()
-        self._report_damaged({name: found for name, found in stored.items() if isinstance(found, VerificationError)})
+        self._report_damaged({name: found for name, found in stored.items() if isinstance(found, WardroundError)})
         for proposal in stored.values():
-            if isinstance(proposal, VerificationError):
+            if isinstance(proposal, WardroundError):
                 continue
             abort = self._office.endings.aborted(proposal.study.sha256())
             if abort is not None:
@@ -204,7 +204,7 @@ class Daemon:
             self._runners[name] = StudyRunner(proposal, self._grid(proposal.study), self._around)
             self._runners[name].start()
 
-    def _report_damaged(self, damaged: dict[str, VerificationError]) -> None:
+    def _report_damaged(self, damaged: dict[str, WardroundError]) -> None:
         """Say once for each study whose stored file was changed that nobody is offered it any more."""
         for name in damaged.keys() - self._damaged:
             log.error("a stored study does not verify and is offered to nobody", study=name, code=damaged[name].code)

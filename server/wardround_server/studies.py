@@ -17,7 +17,7 @@ import threading
 from dataclasses import dataclass, field
 
 from wardround_common.audit.events import StudyApproved, StudyCreated
-from wardround_common.errors import ConfigError, VerificationError
+from wardround_common.errors import ConfigError, ProtocolError, VerificationError, WardroundError
 from wardround_common.files import write_durably
 from wardround_common.signing import Envelope, Signature, fingerprint, open_envelope, parse_public_key
 from wardround_common.study import STUDY_TYPE, Study, open_proposed
@@ -99,23 +99,23 @@ class StudyShelf:
 
         Raises:
             ConfigError: there is none.
-            VerificationError: the study of this name does not verify.
+            VerificationError, ProtocolError: the study of this name does not verify, or is no document any more.
         """
         for name, found in self.read().items():
             if isinstance(found, Proposal) and reference in (name, found.study.sha256()):
                 return found
-            if isinstance(found, VerificationError) and reference == name:
+            if isinstance(found, WardroundError) and reference == name:
                 raise found
         raise study_unknown(f"no study called {reference}")
 
-    def read(self) -> dict[str, Proposal | VerificationError]:
-        """Return every stored study by name, or why it does not verify: somebody changed its file."""
-        found: dict[str, Proposal | VerificationError] = {}
+    def read(self) -> dict[str, Proposal | WardroundError]:
+        """Return every stored study by name, or why it does not verify: somebody changed its file, or writes to it."""
+        found: dict[str, Proposal | WardroundError] = {}
         for name in self.home.study_names():
             try:
                 envelope = Envelope.from_bytes(self.home.study(name).read_bytes())
                 found[name] = Proposal(study=open_proposed(envelope, self.operator), envelope=envelope)
-            except VerificationError as error:
+            except (VerificationError, ProtocolError) as error:
                 found[name] = error
         return found
 

@@ -132,17 +132,20 @@ def test_a_study_by_another_operator_than_the_pinned_one_is_refused(fed: Federat
 
 
 def test_a_study_altered_on_the_server_is_refused(fed: Federation, site: str):
-    """Whoever edits the stored study cannot offer it any more: its own signature no longer holds."""
+    """Whoever edits the stored study cannot offer it any more: its signature no longer holds, or nothing is left."""
     path = fed.server / "studies" / "tiny" / "study.json"
     genuine = path.read_bytes()
     envelope = json.loads(genuine)
     payload = base64.b64decode(envelope["payload"]).replace(b'"noise_multiplier":', b'"noise_multiplier":0')
     envelope["payload"] = base64.b64encode(payload).decode()
-    path.write_text(json.dumps(envelope, sort_keys=True, separators=(",", ":")))
-    assert fed.approve(site).code == 1
-    fed.wait(lambda: "offered to nobody" in fed.log_of("server"), "the server to notice")
-    assert fed.listens()  # and it goes on: other studies do not suffer
-    path.write_bytes(genuine)
+    try:
+        for spoilt in (json.dumps(envelope, sort_keys=True, separators=(",", ":")), ""):
+            path.write_text(spoilt)
+            assert fed.approve(site).code == 1
+            fed.wait(lambda: "offered to nobody" in fed.log_of("server"), "the server to notice")
+            assert fed.listens()  # and it goes on: other studies do not suffer
+    finally:
+        path.write_bytes(genuine)
     _still_fine(fed, site)
 
 

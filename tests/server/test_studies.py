@@ -9,7 +9,7 @@ import pytest
 from peers.studies import SITES, Cast, make_study
 
 from wardround_common.audit.events import StudyApproved, StudyCreated
-from wardround_common.errors import StorageError
+from wardround_common.errors import ProtocolError, StorageError
 from wardround_common.signing import Envelope, public_key_text, sign_document
 from wardround_common.study import STUDY_TYPE, Study
 from wardround_server import studies
@@ -101,3 +101,16 @@ def test_a_crash_never_leaves_what_the_log_does_not_know(shelf: StudyShelf, monk
     shelf.cosign(SITES[0], _signed(study, SITES[0]))
     assert SITES[0] not in shelf.get("demo").missing
     assert _approvals(shelf) == [SITES[0], SITES[0]], "once too often rather than not at all"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"payload":1}', b"\xff"])
+def test_a_study_whose_file_is_torn_disturbs_no_other(shelf: StudyShelf, content: bytes) -> None:
+    """As a person who edits it in place leaves it for a moment: every read meets the half-written file."""
+    whole = _propose(shelf)
+    other = make_study(CAST, name="other")
+    shelf.add(Proposal(study=other, envelope=sign_document(other.to_bytes(), STUDY_TYPE, CAST.operator)))
+    shelf.home.study("other").write_bytes(content)
+    assert [proposal.study for proposal in shelf.all()] == [whole]
+    with pytest.raises(ProtocolError):
+        shelf.get("other")
+    assert shelf.get("demo").study == whole
