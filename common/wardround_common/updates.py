@@ -79,7 +79,8 @@ def adapter_part(
     """Yield the first `parameters` values of an update that comes in pieces, and put what follows into `rest`."""
     for values in pieces:
         yield values[:parameters]
-        rest.append(values[parameters:])  # empty but for the last
+        if values.size > parameters:
+            rest.append(values[parameters:].copy())  # a view, even an empty one, would keep its whole piece in memory
         parameters -= min(parameters, values.size)
 
 

@@ -209,6 +209,16 @@ def test_the_end_of_an_update_is_told_apart_wherever_pieces_are_cut():
         assert (mine.tolist(), np.concatenate(rest).tolist()) == (list(range(17)), [17.0, 18.0, 19.0])
 
 
+def test_no_piece_of_an_update_is_kept():
+    """A view, even an empty one, would keep the whole update in the server's memory."""
+    rest: list[NDArray[np.float32]] = []
+    pieces = []
+    for _ in adapter_part((np.zeros(10, np.float32) for _ in range(10)), 97, rest):
+        pieces.append(sum(kept.size if kept.base is None else kept.base.size for kept in rest))
+    assert pieces == [0] * 10
+    assert [(kept.size, kept.base) for kept in rest] == [(3, None)]
+
+
 # -- what a hospital checks before it cosigns
 
 
