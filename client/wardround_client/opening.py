@@ -30,9 +30,10 @@ from wardround_client.home import Home
 from wardround_client.ledger import Ledger
 from wardround_client.masking import Masking, VaultStore
 from wardround_client.openstudy import OpenStudy, Training
+from wardround_client.parking import VaultParking
 from wardround_client.protection import MaskedUpdates, Protection, SealedUpdates, Tensors
 from wardround_client.restored import require_newest_ledger
-from wardround_client.rounds import Rounds, vault_prefix
+from wardround_client.rounds import Rounds, vault_name, vault_prefix
 from wardround_client.site_data import load_site_texts, unit_identifiers
 from wardround_client.status import StatusBoard
 from wardround_client.vault import Vault
@@ -141,6 +142,7 @@ class StudyOpener:
             initial=sha256_digest(encode_tensors(first)),
             board=self.board,
             require_going=lambda: require_not_ended(self.home, study.sha256()),
+            parking=lambda round_: VaultParking(self.vault, vault_name(study.sha256(), "step", round_)),
             _agreed=agreed,
             masking=masking,
             evaluator=evaluator,

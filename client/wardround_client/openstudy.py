@@ -2,7 +2,8 @@
 
 Rules.
 - Model, data and activation caches stay in memory between rounds and nowhere else.
-- Training that fails because memory ran out or a device failed is repeated on the same draw (`attempts`).
+- Training that fails because memory ran out or a device failed is repeated on the same draw (`attempts`), from the step
+  that was parked last.
 - The command line always trains with the defaults of `Training`: no configuration reaches them.
 Not done here: whether the study may be opened (`opening`), the order of a round (`rounds`).
 
@@ -33,6 +34,7 @@ from wardround_common.study import Study
 from wardround_common.updates import EVALUATION
 
 if TYPE_CHECKING:
+    from wardround_client.training.parking import Parking
     from wardround_client.training.runtime import Progress
 
 
@@ -58,8 +60,9 @@ class RoundTrainer(Protocol):
         randomness: Randomness,
         optimiser_state: bytes | None,
         progress: "Callable[[Progress], None]",
+        parking: "Parking",
     ) -> RoundChange:
-        """Return the noisy change of `tensors`; everything random comes from `randomness`."""
+        """Return the noisy change of `tensors`; everything random comes from `randomness`, `parking` keeps steps."""
 
 
 def torch_trainer(study: Study, data: TextData, folder: Path, config: ClientConfig) -> RoundTrainer:
@@ -107,6 +110,7 @@ class OpenStudy:
     initial: str  # digest of the adapter that the study starts from
     board: StatusBoard = field(repr=False)
     require_going: Callable[[], None] = field(repr=False)  # raises once the study was aborted or left
+    parking: "Callable[[int], Parking]" = field(repr=False)  # of a round
     released: bool = False
     masking: Masking | None = None
     evaluator: Evaluator | None = None
@@ -142,7 +146,12 @@ class OpenStudy:
 
         def train(trainer: RoundTrainer) -> Trained:
             result = trainer.train_round(
-                dict(tensors), round_, KeystreamRandomness(seed), optimiser_state, self._progress
+                dict(tensors),
+                round_,
+                KeystreamRandomness(seed),
+                optimiser_state,
+                self._progress,
+                self.parking(round_),
             )
             return Trained(
                 delta={**result.delta, **self._evaluate(tensors, round_, seed)}, optimiser_state=result.optimiser_state

@@ -38,6 +38,13 @@ class Randomness(Protocol):
     def normal(self, n: int) -> NDArray[np.float64]:  # [n]
         """Return `n` standard Gaussian values."""
 
+    @property
+    def position(self) -> int:
+        """How many bytes were taken so far."""
+
+    def seek(self, position: int) -> None:
+        """Go on after the first `position` bytes."""
+
 
 class KeystreamRandomness:
     """`Randomness` from the AES-256-CTR keystream of a seed; each call goes on where the last one stopped.
@@ -49,10 +56,24 @@ class KeystreamRandomness:
     def __init__(self, seed: bytes) -> None:
         if len(seed) != SEED_BYTES:
             raise ValueError(f"a seed has {SEED_BYTES} bytes")
-        self._stream = Cipher(AES(seed), CTR(bytes(16))).encryptor()
+        self._cipher = AES(seed)
+        self.seek(0)
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the keystream were taken so far."""
+        return self._position
+
+    def seek(self, position: int) -> None:
+        """Go on after the first `position` bytes of the keystream."""
+        counter, rest = divmod(position, 16)
+        self._stream = Cipher(self._cipher, CTR(counter.to_bytes(16, "big"))).encryptor()
+        self._stream.update(bytes(rest))
+        self._position = position
 
     def bytes(self, n: int) -> bytes:
         """Return the next `n` bytes of the keystream."""
+        self._position += n
         return self._stream.update(bytes(n))
 
     def uniform(self, n: int) -> NDArray[np.float64]:  # [n]

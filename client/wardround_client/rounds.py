@@ -6,7 +6,7 @@ unless the round began before;
 (3) the ledger pins the plan: from here on the round's ε counts as spent; (4) an answer that was stored is
 returned again, byte for byte; (5) training derives all coins and noise from the sealed seed; (6) the update
 is sealed or masked, and stored; (7) header and mechanism record are signed and the ledger
-commits, before any byte leaves; (8) the seed and the old optimiser state are destroyed.
+commits, before any byte leaves; (8) the seed, what was parked and the old optimiser state are destroyed.
 A round that began, has no answer and no seed was answered by a copy of this site from which this one was restored, or
 may have been: it is abandoned, never drawn again.
 Not done here: transport, threads, signatures of the study (gate).
@@ -154,15 +154,20 @@ class Rounds:
         )
 
     def _forget(self, plan: RoundPlan) -> None:
-        """Destroy what no later round needs: seeds up to this round, and Adam's states before it."""
-        for what, last in (("seed", plan.round), ("adam", plan.round - 1)):
+        """Destroy what no later round needs: seeds and parked steps up to this round, and Adam's states before it."""
+        for what, last in (("seed", plan.round), ("step", plan.round), ("adam", plan.round - 1)):
             prefix = f"{vault_prefix(plan.study)}{what}-"
             for name in self.vault.names(prefix):
                 if int(name.removeprefix(prefix)) <= last:
                     self.vault.destroy(name)
 
     def _name(self, what: str, round_: int) -> str:
-        return f"{vault_prefix(self.study.sha256())}{what}-{round_}"
+        return vault_name(self.study.sha256(), what, round_)
+
+
+def vault_name(study: str, what: str, round_: int) -> str:
+    """Return the name of a round's `seed`, parked `step` or `adam` state; `study` is its digest."""
+    return f"{vault_prefix(study)}{what}-{round_}"
 
 
 def vault_prefix(study: str) -> str:

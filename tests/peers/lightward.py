@@ -31,6 +31,7 @@ from wardround_client.ledger import Ledger
 from wardround_client.openstudy import Training
 from wardround_client.randomness import KeystreamRandomness, Randomness
 from wardround_client.rounds import Trained
+from wardround_client.sendslot import SendSlot
 from wardround_client.transport.connection import Connection
 from wardround_common import cli
 from wardround_common.logging import configure_logging
@@ -67,6 +68,7 @@ class LightTrainer:
         randomness: Randomness,
         optimiser_state: bytes | None,
         progress: Callable[[Any], None] = lambda progress: None,
+        parking: Any = None,
     ) -> Trained:
         before = np.frombuffer(optimiser_state or bytes(8), "<f8")[0]
         steps.reach("training", round_)
@@ -146,7 +148,7 @@ async def _together(homes: list[Path]) -> None:
         connection = Connection.from_home(root, address=config.server)
         ledger = Ledger.open(home.ledger, writer=True)
         studies = open_site(home, config, ledger, light_training(config.site))
-        sessions.append(daemon._session(studies, connection, asked=lambda: None))
+        sessions.append(daemon._session(studies, connection, SendSlot(), asked=lambda: None))
     await asyncio.gather(*(session.run() for session in sessions))
 
 

@@ -67,7 +67,9 @@ class Noise:
     def __init__(self) -> None:
         self.deltas: dict[int, dict[str, np.ndarray]] = {}
 
-    def train_round(self, tensors: Any, round_: int, randomness: Any, state: Any, progress: Any) -> Change:
+    def train_round(
+        self, tensors: Any, round_: int, randomness: Any, state: Any, progress: Any, parking: Any
+    ) -> Change:
         delta = {
             name: (0.001 * randomness.normal(value.size)).reshape(value.shape).astype(np.float32)
             for name, value in sorted(tensors.items())
@@ -135,6 +137,7 @@ class Hospital:
             initial=self.world.initial_digest,
             board=self.studies.board,
             require_going=lambda: None,
+            parking=lambda round_: None,
             masking=masking,
             _agreed=load_agreed(self.home.agreed(digest), digest),
         )

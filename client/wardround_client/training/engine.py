@@ -5,7 +5,7 @@ Rules.
 - Everything that can change the guarantee is read from the study, at construction; `runtime` only
   changes speed and memory.
 - Out of memory cuts the micro-batch, never the draw. A device that fails ends the round's attempt;
-  the next attempt starts from the same inputs and the same randomness.
+  the next attempt has the same inputs and the same randomness, and goes on from the last step that was parked.
 - What leaves `train_round` is the difference to the global tensors after noise, and the optimiser's
   state, which stays at the site. Losses and norms are neither returned nor logged: they would be
   unnoised outputs.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from wardround_client.data.text import TextData
@@ -28,6 +29,7 @@ from wardround_client.training.dpsgd import PrivateStep
 from wardround_client.training.failures import device_errors, is_out_of_memory
 from wardround_client.training.network import ModelSpec, Network, load_tokenizer
 from wardround_client.training.optimiser import Adam
+from wardround_client.training.parking import Park, Parking, binding
 from wardround_client.training.runtime import Progress, Runtime
 from wardround_client.training.sampling import MicroBatch, cut, draw, group_units, halves
 from wardround_client.training.selfcheck import self_test
@@ -104,6 +106,7 @@ class Trainer:
         tokenizer = load_tokenizer(model_folder)
         self_test(self._network, tokenizer, study, study.model.max_tokens)
         self._tokens = tokenize(data, tokenizer, study.model.max_tokens)
+        self._units = np.asarray(data.units, np.int64)
         self._groups = group_units(data.units)
         self._activations = Activations(self._network, self._tokens, runtime)
         progress(Progress(step=1, steps=1, phase="loading"))
@@ -120,6 +123,7 @@ class Trainer:
         randomness: Randomness,
         optimiser_state: bytes | None,
         progress: Callable[[Progress], None] = ignore_progress,
+        parking: Parking | None = None,
     ) -> RoundResult:
         """Train round `round_` (1-based) from the global `tensors`.
 
@@ -129,6 +133,7 @@ class Trainer:
             randomness: the round's coins and noise; used by nothing else.
             optimiser_state: what the last committed round returned, or None in the first.
             progress: called with counts of work.
+            parking: where the round is kept between steps; None for a round that is not worth it.
 
         Raises:
             TrainingError: tensors or state that are not this adapter's, too little memory for one
@@ -145,16 +150,21 @@ class Trainer:
             adam.load(_decode_state(optimiser_state, self.trained))
         self._activations.fill(lambda done, total: progress(_percent(done, total)))
         steps = self._privacy.steps_per_round
-        for step in range(steps):
+        park = Park(self._network, adam, randomness, parking, lambda: self._binding(tensors, optimiser_state, round_))
+        for step in range(park.resume(steps), steps):
             progress(Progress(step=step, steps=steps, phase="training"))
             with device_errors():
                 self._one_step(randomness)
             done = (round_ - 1) * steps + step
             adam.step(learning_rate_factor(done, self._privacy.rounds * steps, self._optimiser.warmup))
+            park.keep(step + 1)
         progress(Progress(step=steps, steps=steps, phase="training"))
         after = self._network.trained_tensors()
         delta = {name: after[name] - tensors[name] for name in after}
         return RoundResult(delta=delta, optimiser_state=encode_tensors(adam.state()))
+
+    def _binding(self, tensors: Tensors, optimiser_state: bytes | None, round_: int) -> bytes:
+        return binding(tensors, optimiser_state, round_, self._tokens, self._units)
 
     def _one_step(self, randomness: Randomness) -> None:
         p = self._privacy
