@@ -5,7 +5,9 @@ Rules.
   training is light. Flower's are one empty message to every node and back.
 - Daemons are processes; times between processes are read off the machine's monotonic clock.
 - Memory is the server's VmHWM less what it had before the round and less one running sum (32-bit, see `aggregate`).
-- The hundred light clients share one process, which runs each hospital's session, ledger and vault as its daemon would.
+- The hundred light clients share ten processes, which run each hospital's session, ledger and vault as its daemon does:
+  a hundred threads in one process would wait for each other's turn at the interpreter, as no hospital does.
+- Their round is the second of a study: in the first every hospital also opens the study, which has a figure of its own.
 Not done here: training, and lines slower than loopback.
 """
 
@@ -30,6 +32,7 @@ from peers import light as lights
 from peers.faultline import Faultline
 
 MIB = 1 << 20
+PROCESSES = 10
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -127,7 +130,7 @@ def many(options: Options, folder: Path) -> Iterator[Figure]:
     idle_s = options.size(60, 5)
     with (
         lights.workshop(_made(folder / "many"), rows=parameters // 512, width=8) as shop,
-        shop.light(count, waiting=True, rounds=1, rank=256) as light,
+        shop.light(count, waiting=True, rounds=2, rank=256) as light,
     ):
         marks = light.fed.folder / "marks"
         light.options["server"] = {"marks": str(marks)}
@@ -135,7 +138,7 @@ def many(options: Options, folder: Path) -> Iterator[Figure]:
         server = light.fed.processes["server"]
         time.sleep(5)  # it has started
         alone = _cpu_share(server.pid, idle_s)
-        light.start_together()
+        light.start_together(PROCESSES)
         light.fed.wait(lambda: _count(marks, "opened") >= count, "everybody to connect", 300)
         time.sleep(5)
         connected = _cpu_share(server.pid, idle_s)
@@ -148,12 +151,18 @@ def many(options: Options, folder: Path) -> Iterator[Figure]:
         )
         light.approve_last()
         began = time.monotonic()
-        light.fed.wait(lambda: _count(marks, "sealed 1") > 0, "the round", 600)
-        sealed = next(at for at, what in _marks(marks) if what == "sealed 1")
+        light.fed.wait(lambda: _count(marks, "sealed 2") > 0, "two rounds", 600)
+        first, second = (at for at, what in _marks(marks) if what in ("sealed 1", "sealed 2"))
         rss = _memory(server.pid, "VmHWM")
-    note = f"{count} light clients in one process, {light.study.adapter.parameters} parameters"
+    note = f"{count} light clients in {PROCESSES} processes, {light.study.adapter.parameters} parameters"
     yield Figure(
-        name="one round of 1 M parameters, 100 hospitals", value=sealed - began, unit="s", bar=at_most(30), note=note
+        name="100 hospitals, from the last approval to the first sealed round",
+        value=first - began,
+        unit="s",
+        note=f"each opens the study: {count + 1} signatures, the price, the model",
+    )
+    yield Figure(
+        name="one round of 1 M parameters, 100 hospitals", value=second - first, unit="s", bar=at_most(30), note=note
     )
     yield Figure(name="server's peak RSS with 100 hospitals", value=rss, unit="MiB", bar=at_most(600), note=note)
 

@@ -44,6 +44,8 @@ class Document(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64"
     )
 
+    __slots__ = ("_digest",)  # computed once; no field, so neither copies nor comparisons carry it
+
     def to_bytes(self) -> bytes:
         """Return the document's one encoding."""
         return canonical_json(self.model_dump(mode="json"))
@@ -74,7 +76,11 @@ class Document(BaseModel):
 
     def sha256(self) -> str:
         """Return `sha256:…` over the canonical bytes."""
-        return sha256_digest(self.to_bytes())
+        digest: str | None = getattr(self, "_digest", None)
+        if digest is None:
+            digest = sha256_digest(self.to_bytes())
+            object.__setattr__(self, "_digest", digest)
+        return digest
 
 
 def canonical_json(value: Any) -> bytes:

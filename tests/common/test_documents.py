@@ -1,6 +1,8 @@
 """Canonical encoding, and what hostile bytes may raise."""
 
+import copy
 import json
+import pickle
 from contextlib import suppress
 from typing import Any
 
@@ -149,6 +151,18 @@ def test_documents_are_frozen_and_strict() -> None:
         Point(x="1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="finite"):
         Point(x=1, ratio=float("nan"))
+
+
+def test_a_copy_has_its_own_digest() -> None:
+    """The digest is computed once for each value; a changed copy must not inherit it."""
+    study = make_study(Cast())
+    digest = study.sha256()
+    changed = study.model_copy(update={"name": "another"})
+    assert digest == study.sha256() == sha256_digest(study.to_bytes())
+    assert changed.sha256() == sha256_digest(changed.to_bytes()) != digest
+    for same in (copy.copy(study), copy.deepcopy(study), pickle.loads(pickle.dumps(study)), study.model_copy()):
+        assert (same, hash(same), same.sha256()) == (study, hash(study), digest)
+    assert "digest" not in repr(Point(x=1))
 
 
 def test_canonical_json_refuses_what_json_cannot_say() -> None:

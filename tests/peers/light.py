@@ -111,11 +111,13 @@ class Light:
             if name not in self.fed.processes:
                 self.fed.start(name)
 
-    def start_together(self) -> None:
-        """Start all hospitals in one process, each with its own session, ledger and vault."""
-        argument = {"homes": [str(self.fed.home(site)) for site in self.sites]}
-        log = self.fed.folder / "together.log"
-        self.fed.processes["together"] = self.zygote.spawn("peers.lightward:run_together", argument, log=log)
+    def start_together(self, processes: int) -> None:
+        """Start all hospitals in a few processes, each hospital with its own session, ledger and vault."""
+        for number in range(processes):
+            name = f"together{number}"
+            argument = {"homes": [str(self.fed.home(site)) for site in self.sites[number::processes]]}
+            log = self.fed.folder / f"{name}.log"
+            self.fed.processes[name] = self.zygote.spawn("peers.lightward:run_together", argument, log=log)
 
     def approve_last(self) -> None:
         """Give the approval that was left out."""

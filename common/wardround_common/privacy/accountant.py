@@ -17,6 +17,7 @@ Source: privacy loss distributions, Koskela, Jälkö, Honkela 2020 (arXiv 1906.0
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -156,8 +157,12 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int, besi
     return _least(cost, target, low, high) / _DECIMALS
 
 
+_pricing = threading.Lock()  # threads that ask for one price at the same time wait for it, instead of each computing it
+
+
 def _price(composition: Composition, delta: float) -> Price:
-    return _price_once(composition.unit, composition.adjacency, tuple(sorted(composition.steps.items())), delta)
+    with _pricing:
+        return _price_once(composition.unit, composition.adjacency, tuple(sorted(composition.steps.items())), delta)
 
 
 @lru_cache(maxsize=256)  # a daemon's status asks for the same price again and again

@@ -23,6 +23,15 @@ _ROUNDS = """CREATE TABLE IF NOT EXISTS rounds (
     study TEXT NOT NULL, round INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (study, round)
 ) STRICT"""
 
+_GOOD_ROUNDS = """CREATE INDEX IF NOT EXISTS good_rounds ON rounds (study, round)
+    WHERE json_extract(CAST(record AS TEXT), '$.adapter') IS NOT NULL"""
+"""What a round costs must not grow with the rounds before it, so nobody reads them all to count them."""
+
+_LAST = "SELECT record FROM rounds WHERE study = ? ORDER BY round DESC LIMIT 1"
+_LAST_GOOD = """SELECT record FROM rounds
+    WHERE study = ? AND json_extract(CAST(record AS TEXT), '$.adapter') IS NOT NULL ORDER BY round DESC LIMIT 1"""
+_COUNT_GOOD = """SELECT count(*) AS good FROM rounds
+    WHERE study = ? AND json_extract(CAST(record AS TEXT), '$.adapter') IS NOT NULL"""
 
 _MESSAGES = """CREATE TABLE IF NOT EXISTS secagg (
     study TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL, site TEXT NOT NULL, body BLOB NOT NULL,
@@ -64,12 +73,30 @@ class RoundState:
         self._database = database
         with database.transaction() as db:
             db.execute(_ROUNDS)
+            db.execute(_GOOD_ROUNDS)
             db.execute(_MESSAGES)
 
     def rounds(self, study: str) -> tuple[RoundRecord, ...]:
         """Return all rounds of `study` in order."""
         rows = self._database.rows("SELECT record FROM rounds WHERE study = ? ORDER BY round", study)
         return tuple(RoundRecord.from_bytes(row["record"]) for row in rows)
+
+    def last(self, study: str) -> RoundRecord | None:
+        """Return the newest round of `study`, None before the first."""
+        return self._one(_LAST, study)
+
+    def last_good(self, study: str) -> RoundRecord | None:
+        """Return the newest round that has an adapter, None if there is none."""
+        return self._one(_LAST_GOOD, study)
+
+    def good(self, study: str) -> int:
+        """Return how many rounds of `study` have an adapter."""
+        (row,) = self._database.rows(_COUNT_GOOD, study)
+        return int(row["good"])
+
+    def _one(self, query: str, study: str) -> RoundRecord | None:
+        rows = self._database.rows(query, study)
+        return RoundRecord.from_bytes(rows[0]["record"]) if rows else None
 
     def put(self, record: RoundRecord) -> RoundRecord:
         """Store `record` durably and return it."""

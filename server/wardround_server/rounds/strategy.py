@@ -139,38 +139,38 @@ class WardStrategy(Strategy):
 
     def _greet(self, grid: Grid) -> None:
         """Have the log cosigned before anything is asked: who has seen more of it than this server stops it here."""
-        done = self._state.rounds(self._study)
-        if self._desk.audit.size and (not done or done[-1].phase in ("planned", "sealed")):
-            self._progress.report("running", max(1, len(done)), "witnessing")
-            require_quorum(grid, self._desk, max(1, len(done)))
+        last = self._state.last(self._study)
+        if self._desk.audit.size and (last is None or last.phase in ("planned", "sealed")):
+            round_ = max(1, _number(last))
+            self._progress.report("running", round_, "witnessing")
+            require_quorum(grid, self._desk, round_)
 
     # -- which round is next
 
     def _next_when_free(self, initial: BlobRef) -> RoundRecord | None:
         """Return the round to work on, once nothing holds the study up."""
         while why := self._desk.hold():
-            self._progress.report("paused", max(1, len(self._state.rounds(self._study))), why)
+            self._progress.report("paused", max(1, _number(self._state.last(self._study))), why)
             if self._desk.stop.wait(HOLD_POLL_S):
                 raise Interrupted
         return self._next(initial)
 
     def _next(self, initial: BlobRef) -> RoundRecord | None:
         """Return the round to work on, planned durably, or None when all rounds are done."""
-        done = self._state.rounds(self._study)
-        if done and done[-1].phase != "sealed":
-            return done[-1]
+        last, good = self._state.last(self._study), self._state.last_good(self._study)
+        if last is not None and last.phase != "sealed":
+            return last
         privacy = self._desk.study.privacy
-        if sum(record.adapter is not None for record in done) == privacy.rounds:
+        if self._state.good(self._study) == privacy.rounds:
             return None
-        if len(done) == privacy.rounds + privacy.spare_rounds:
-            self._give_up(len(done))
-        adapter = next((record.adapter for record in reversed(done) if record.adapter), initial)
+        if _number(last) == privacy.rounds + privacy.spare_rounds:
+            self._give_up(_number(last))
         plan = RoundPlan(
             study=self._study,
-            round=len(done) + 1,
+            round=_number(last) + 1,
             cohort=self._desk.sites,
-            adapter=adapter,
-            witnessed=done[-1].checkpoint if done else self._desk.audit.cosigned,
+            adapter=good.adapter if good is not None and good.adapter is not None else initial,
+            witnessed=last.checkpoint if last is not None else self._desk.audit.cosigned,
         )
         return self._state.put(RoundRecord(plan=plan))
 
@@ -242,8 +242,7 @@ class WardStrategy(Strategy):
 
     def _more(self, round_: int) -> bool:
         """Whether another round follows if this one succeeds."""
-        good = sum(record.adapter is not None for record in self._state.rounds(self._study))
-        return good + 1 < self._desk.study.privacy.rounds
+        return self._state.good(self._study) + 1 < self._desk.study.privacy.rounds
 
     def _add(self, adapter: BlobRef, mean: Pieces) -> BlobRef:
         with self._desk.blobs.open(adapter) as before:
@@ -276,6 +275,10 @@ class WardStrategy(Strategy):
         result = Result()
         result.arrays = ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
         return result
+
+
+def _number(record: RoundRecord | None) -> int:
+    return record.plan.round if record is not None else 0
 
 
 def _known(data: bytes) -> Event:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -88,10 +89,35 @@ def test_every_tensor_has_its_own_bound():
         _add(mean, np.array([1.0] * 5 + [2.0] * 5, np.float32), cut=7)
 
 
-def test_an_update_that_changes_between_check_and_sum_stops_the_round():
-    mean, readings = _mean(), iter([np.zeros(SIZE, np.float32), np.full(SIZE, np.nan, np.float32)])
+@pytest.mark.parametrize("cut", range(1, SIZE))
+def test_what_was_added_of_an_update_that_does_not_hold_is_taken_out_again(cut: int):
+    """To the last bit, also where values lie halfway between two steps."""
+    rng = np.random.default_rng(cut)
+    mean, alone = _mean(), _mean()
+    honest, hostile = _update(rng), _update(rng) + np.float32(2**-31)
+    _add(alone, honest)
+    _add(mean, honest)
+    hostile[-1] = np.nan
+    with pytest.raises(VerificationError):
+        _add(mean, hostile, cut)
+    with pytest.raises(ValueError, match="read to its end"):
+        mean.add(lambda: [hostile[:cut]])
+    assert _whole(mean).tobytes() == _whole(alone).tobytes()
+    assert mean.count == 1
+
+
+def _unreadable() -> Iterator[np.ndarray]:
+    yield np.zeros(3, np.float32)
+    raise OSError("gone")
+
+
+@pytest.mark.parametrize("again", [lambda: [np.zeros(2, np.float32)], _unreadable], ids=["shorter", "unreadable"])
+def test_an_update_that_changes_before_it_is_taken_out_stops_the_round(again: Callable[[], Iterable[np.ndarray]]):
+    mean = _mean()
+    bad = [np.zeros(5, np.float32), np.full(SIZE - 5, np.nan, np.float32)]
+    readings = iter([lambda: bad, again])
     with pytest.raises(StorageError) as caught:
-        mean.add(lambda: [next(readings)])
+        mean.add(lambda: next(readings)())
     assert caught.value.code == "update-changed-on-disk"
     assert mean.count == 0
 
