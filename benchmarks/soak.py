@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its daemons are stopped with it
     report, failures = soak(given.rounds, given.seed)
     told = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(), **report}
     print(json.dumps({**told, "failures": failures}, indent=1))

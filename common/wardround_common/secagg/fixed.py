@@ -57,8 +57,11 @@ class FixedPoint:
         """
         if values.shape != (self.parameters,):
             raise ValueError(f"an update has {self.parameters} values")
-        out = np.zeros(self.parameters + 2 * SENTINELS, self._unsigned)
-        self.add(out, 0, values)
+        out = np.empty(self.parameters + 2 * SENTINELS, self._unsigned)
+        out[:SENTINELS] = out[-SENTINELS:] = 0
+        signed = out.view(self._signed)
+        for first, last, steps in self._steps(0, values):
+            np.copyto(signed[SENTINELS + first : SENTINELS + last], steps, casting="unsafe")  # whole numbers that fit
         self.count(out)
         return out
 
@@ -74,13 +77,8 @@ class FixedPoint:
             ValueError: NaN or infinity (misuse: training checks that); pieces before it were added.
         """
         signed = total.view(self._signed)
-        with np.errstate(invalid="ignore"):  # NaN is refused two lines on
-            for first, last, scale, limit in self._pieces(start, start + values.size):
-                scaled = np.rint(values[first - start : last - start] * scale)  # float64
-                if not np.isfinite(scaled).all():
-                    raise ValueError("an update holds NaN or infinity")
-                np.clip(scaled, -limit, limit, out=scaled)
-                signed[SENTINELS + first : SENTINELS + last] += scaled.astype(self._signed)
+        for first, last, steps in self._steps(start, values):
+            signed[SENTINELS + first : SENTINELS + last] += steps.astype(self._signed)
 
     def mean(self, total: RingVector, *, survivors: int) -> NDArray[np.float32]:
         """Return the mean of `survivors` updates from their opened sum, [parameters] float32; raises as `means`."""
@@ -116,6 +114,18 @@ class FixedPoint:
     def rounding_std(self) -> tuple[float, ...]:
         """Return the standard deviation of one member's rounding error, per segment: step / sqrt(12)."""
         return tuple(2.0**-fraction / math.sqrt(12) for fraction in self._fractions)
+
+    def _steps(self, start: int, values: NDArray[np.float32]) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+        """Yield (first, last, whole numbers of steps) of the `values` from parameter `start` on; one array, reused."""
+        room = np.empty(min(_PIECE, values.size))
+        for first, last, scale, limit in self._pieces(start, start + values.size):
+            piece, steps = values[first - start : last - start], room[: last - first]
+            if not np.isfinite(piece).all():
+                raise ValueError("an update holds NaN or infinity")
+            np.multiply(piece, scale, out=steps)
+            np.rint(steps, out=steps)
+            np.clip(steps, -limit, limit, out=steps)
+            yield first, last, steps
 
     def _pieces(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int, np.float64, float]]:
         """Yield (first, last, 2^f, limit) of cache-sized pieces of the parameters from `begin` to `end`."""
