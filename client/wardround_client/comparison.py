@@ -48,6 +48,7 @@ class Comparison:
     identity: str
     ledger: Ledger = field(repr=False)
     survivors: Callable[[str, int], SurvivorSet | None] = field(repr=False)
+    _studies: dict[str, Study] = field(default_factory=dict, repr=False)
 
     def changed_by(self, accepted: Accepted) -> dict[str, Agreed]:
         """Return the new state of every study that the disclosed entries speak of.
@@ -106,4 +107,7 @@ class Comparison:
             )
 
     def _stored_study(self, digest: str) -> Study:
-        return Study.from_bytes(Envelope.from_bytes(self.home.study(digest).read_bytes()).payload_bytes())
+        if digest not in self._studies:  # stored once, under its digest, and never changed
+            stored = Envelope.from_bytes(self.home.study(digest).read_bytes())
+            self._studies[digest] = Study.from_bytes(stored.payload_bytes())
+        return self._studies[digest]

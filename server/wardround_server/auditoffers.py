@@ -8,7 +8,7 @@ offered an earlier tree first. Signing is deterministic, so an earlier tree has 
 
 from collections.abc import Iterable
 
-from wardround_common.audit.tiles import consistency_proof, inclusion_proof
+from wardround_common.audit.tiles import Known, consistency_proof, inclusion_proof, remembering
 from wardround_common.documents import Digest
 from wardround_common.rounds import CheckpointOffer, Disclosed
 from wardround_server.auditpending import PendingKey
@@ -32,18 +32,19 @@ def make_offer(
         size: the tree to offer, at most; an earlier one when the entries do not fit.
     """
     chosen, size = _fitting(tree, keys, tree.size if size is None else size)
+    tile, known = remembering(tree.reader.tile), Known()
     return CheckpointOffer(
         study=study,
         round=round_,
         checkpoint=tree.note_at(size),
         old_size=old_size,
-        consistency=consistency_proof(old_size, size, tree.reader.tile),
+        consistency=consistency_proof(old_size, size, tile),
         disclosed=tuple(
             Disclosed(
                 index=key.index,
                 entry=entry,
                 key=key.key,
-                proof=inclusion_proof(key.index, size, tree.reader.tile),
+                proof=inclusion_proof(key.index, size, tile, known),
             )
             for key, entry in chosen
         ),

@@ -8,6 +8,7 @@ the reason goes to the local log only.
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -24,6 +25,10 @@ from wardround_common.wire.blobstore import BlobStore
 from wardround_common.wire.frames import Answer, Work
 
 log = get_logger("client.worker")
+
+REUSE_S = 10.0
+"""A channel is used again within one work if it was used just now: a handshake costs more than a short round. After
+hours of training a middlebox may have forgotten it, which would show only after a long wait."""
 
 Handle = Callable[[Message], Message]
 Finished = Callable[[Work, Answer | None], None]
@@ -68,7 +73,8 @@ class Worker:
         self._stopping = threading.Event()
         self._allowed = threading.Event()  # cleared while this hospital is away
         self._allowed.set()
-        self._calls: Calls | None = None
+        self._calls: Calls | None = None  # of the work in hand
+        self._used = 0.0
         # A daemon thread: a process that was told to stop does not wait for a training step of an hour.
         self._thread = threading.Thread(target=self._run, name="wardround-worker", daemon=True)
 
@@ -100,9 +106,19 @@ class Worker:
         self._queue.put(None)
         self._break_off()
 
-    def _break_off(self) -> None:
-        if (calls := self._calls) is not None:
+    def _channel(self) -> Calls:
+        if self._calls is None or time.monotonic() - self._used > REUSE_S:
+            self._drop_channel()
+            self._calls = Calls(self._connection)
+        return self._calls
+
+    def _drop_channel(self) -> None:
+        calls, self._calls = self._calls, None
+        if calls is not None:
             calls.close()
+
+    def _break_off(self) -> None:
+        self._drop_channel()
 
     def _wait_until_allowed(self) -> None:
         self._allowed.wait()
@@ -121,6 +137,8 @@ class Worker:
                 answer = self._answer(work, known)
             except Stopped:
                 return
+            finally:
+                self._drop_channel()
             self._finished(work, answer)
 
     def _answer(self, work: Work, known: Answer | None) -> Answer | None:
@@ -152,13 +170,13 @@ class Worker:
         while True:
             self._wait_until_allowed()
             try:
-                with Calls(self._connection) as self._calls:
-                    return transfer(self._calls)
+                transfer(self._channel())
+                self._used = time.monotonic()
+                return
             except TransportError as error:
+                self._drop_channel()
                 if error.code in FATAL:
                     raise
                 log.info("transfer interrupted", code=error.code, reason=error.message)
-            finally:
-                self._calls = None
             if self._allowed.is_set() and self._stopping.wait(self._backoff.next()):
                 raise Stopped

@@ -43,6 +43,9 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 Fetch = Callable[[int, int, int], bytes]
 """(level, index, width) -> the tile's `width` hashes, 32 bytes each."""
 
+Known = dict[tuple[int, int], bytes]
+"""(first, end) of a range of entries -> its root; a log only grows, so it never changes."""
+
 
 def leaf_hash(entry: bytes) -> bytes:
     """Return RFC 6962's leaf hash."""
@@ -237,19 +240,26 @@ def decode_bundle(data: bytes, width: int, *, exact: bool = True) -> list[bytes]
     return entries
 
 
-def inclusion_proof(index: int, size: int, fetch: Fetch) -> tuple[bytes, ...]:
-    """Return the proof that entry `index` is in the tree of `size` entries (RFC 6962 2.1.1)."""
+def inclusion_proof(index: int, size: int, fetch: Fetch, known: Known | None = None) -> tuple[bytes, ...]:
+    """Return the proof that entry `index` is in the tree of `size` entries (RFC 6962 2.1.1).
+
+    Args:
+        index: the entry's.
+        size: the tree's.
+        fetch: returns tiles.
+        known: subtrees' roots by their range, taken and added to, for several proofs of one tree.
+    """
     if not 0 <= index < size:
         raise ValueError(f"no entry {index} in a tree of {size}")
-    fetch = _remembering(fetch)
+    fetch = remembering(fetch)
     proof, low, high = [], 0, size
     while high - low > 1:
         middle = low + _split_point(high - low)
         if index < middle:
-            proof.append(range_hash(middle, high, size, fetch))
+            proof.append(range_hash(middle, high, size, fetch, known))
             high = middle
         else:
-            proof.append(range_hash(low, middle, size, fetch))
+            proof.append(range_hash(low, middle, size, fetch, known))
             low = middle
     return tuple(reversed(proof))
 
@@ -260,7 +270,7 @@ def consistency_proof(old_size: int, size: int, fetch: Fetch) -> tuple[bytes, ..
         raise ValueError(f"a tree of {size} has no beginning of {old_size}")
     if old_size in (0, size):
         return ()
-    fetch = _remembering(fetch)
+    fetch = remembering(fetch)
     proof, low, high, whole = [], 0, size, True
     while old_size != high:
         middle = low + _split_point(high - low)
@@ -280,8 +290,16 @@ def tree_root(size: int, tree_size: int, fetch: Fetch) -> bytes:
     return range_hash(0, size, tree_size, fetch) if size else EMPTY_ROOT
 
 
-def range_hash(low: int, high: int, size: int, fetch: Fetch) -> bytes:
+def range_hash(low: int, high: int, size: int, fetch: Fetch, known: Known | None = None) -> bytes:
     """Return the root over entries `low` to `high` - 1; `low` is a multiple of the range's left subtree."""
+    if known is None:
+        return _range_hash(low, high, size, fetch, {})
+    if (low, high) not in known:
+        known[low, high] = _range_hash(low, high, size, fetch, known)
+    return known[low, high]
+
+
+def _range_hash(low: int, high: int, size: int, fetch: Fetch, known: Known) -> bytes:
     count = high - low
     if count & (count - 1) == 0:
         height = count.bit_length() - 1
@@ -292,7 +310,7 @@ def range_hash(low: int, high: int, size: int, fetch: Fetch) -> bytes:
         start = HASH_BYTES * (first % TILE_WIDTH)
         return root_of(_split(fetch(level, index, width)[start : start + (HASH_BYTES << inside)]))
     middle = low + _split_point(count)
-    return node_hash(range_hash(low, middle, size, fetch), range_hash(middle, high, size, fetch))
+    return node_hash(range_hash(low, middle, size, fetch, known), range_hash(middle, high, size, fetch, known))
 
 
 def verify_inclusion(hash_: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
@@ -353,7 +371,7 @@ def verify_consistency(old_size: int, old_root: bytes, size: int, root: bytes, p
         raise _bad_proof(f"the tree of {size} does not begin with the known tree of {old_size}")
 
 
-def _remembering(fetch: Fetch) -> Fetch:
+def remembering(fetch: Fetch) -> Fetch:
     """Return `fetch` that asks once for each tile: a proof takes up to eight hashes from one."""
     tiles: dict[tuple[int, int], bytes] = {}
 

@@ -94,6 +94,9 @@ def test_three_levels_of_tiles():
     root = tree.edge.root()
     for index in (0, 255, 256, 65_535, 65_536, 69_999):
         verify_inclusion(tree.hashes[index], index, 70_000, inclusion_proof(index, 70_000, tree.fetch), root)
+    known: dict[tuple[int, int], bytes] = {}
+    for index in (69_999, 0, 69_998, 65_535, 256, 1):
+        assert inclusion_proof(index, 70_000, tree.fetch, known) == inclusion_proof(index, 70_000, tree.fetch)
     for old in (1, 256, 65_536, 65_537, 69_999):
         old_root = tree_root(old, 70_000, tree.fetch)
         verify_consistency(old, old_root, 70_000, root, consistency_proof(old, 70_000, tree.fetch))
