@@ -6,8 +6,10 @@ Rules.
 - An upload is resumable: `received` says from where. Bytes may be sent again, never beyond the
   declared length. At the end the digest decides; a wrong one throws the upload away.
 - Partial uploads belong to an `owner`, so that one site cannot spoil another's.
-- A file is hashed once, and again whenever its inode, size or modification time is another than when it was: hashing an
-  update at each of its readings cost the server more than everything else that it does with it.
+- `open` and `verify` hash a file once, and again whenever its inode, size or modification time is another than when
+  they did: hashing an update at each of its readings cost the server more than everything else that it does with it.
+  What changes without these (a rotten disk) is for the reader to notice, as sealed updates do. `read` hashes what it
+  returns.
 Not done here: who may put or get (server's gate), encryption (blobs are already sealed or public).
 
     >>> store = FileBlobStore(Path(folder))  # doctest: +SKIP
@@ -128,8 +130,10 @@ class FileBlobStore:
             StorageError: it is not here.
             VerificationError: the file was altered on disk.
         """
-        with self.open(blob) as file:
-            return file.read()
+        data = self.path(blob).read_bytes()
+        if hashlib.sha256(data).hexdigest() != _hex(blob):
+            raise _wrong_digest(blob)
+        return data
 
     def open(self, blob: BlobRef) -> BinaryIO:
         """Open a complete blob after verifying its digest; see `verify`."""

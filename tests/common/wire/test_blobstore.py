@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from wardround_common.errors import ProtocolError, StorageError, VerificationError
 from wardround_common.rounds import BlobRef
+from wardround_common.wire import blobstore
 from wardround_common.wire.blobstore import FileBlobStore, chunks
 
 
@@ -48,6 +49,30 @@ def test_bit_rot_is_noticed(store):
         with pytest.raises(VerificationError) as caught:
             check(blob)
         assert caught.value.code == "blob-wrong-digest"
+
+
+def test_a_file_is_hashed_again_only_when_it_changed(store, monkeypatch):
+    data, hashed = b"x" * 1000, []
+    digest_of = blobstore._digest_of
+    monkeypatch.setattr(blobstore, "_digest_of", lambda path: hashed.append(path) or digest_of(path))
+    blob = ref(data)
+    store.write(blob, "north", 0, data)
+    store.finish(blob, "north")
+    for _ in range(3):
+        with store.open(blob) as file:
+            assert file.read() == data
+    assert len(hashed) == 1
+    path = store.path(blob)
+    path.write_bytes(b"y" * 1000)
+    os.utime(path, ns=(0, 1))
+    with pytest.raises(VerificationError):
+        store.open(blob)
+    store.remove(blob)
+    path.write_bytes(b"z" * 1000)
+    os.utime(path, ns=(0, 1))
+    with pytest.raises(VerificationError):
+        store.verify(blob)
+    assert len(hashed) == 3
 
 
 def test_a_file_that_was_cut_counts_as_absent(store):
