@@ -1,7 +1,8 @@
 """Keeps the round that is being trained in the vault, so that a killed daemon loses a minute and not hours.
 
 Rules.
-- At most once in `PARK_EVERY_S`, between two steps; the file is destroyed with the round's seed.
+- At most once in `PARK_EVERY_S`, between two steps, and so seldom that it takes at most `LARGEST_SHARE` of the time,
+  however large adapter and data are; the file is destroyed with the round's seed.
 - A round that cannot be parked (disk full) trains on, and one whose parked state does not open starts again from its
   seed: parking saves time and decides nothing.
 Not done here: what is parked (`training.parking`).
@@ -17,7 +18,10 @@ from wardround_common.errors import StorageError
 from wardround_common.logging import get_logger
 
 PARK_EVERY_S = 60.0
-"""A minute is little to lose, and sealing an adapter three times over (values, Adam's moments) takes under a second."""
+"""A minute is little to lose."""
+
+LARGEST_SHARE = 0.05
+"""Parking reads all tokens (its binding) and seals the adapter three times over (values and Adam's moments)."""
 
 log = get_logger("client.parking")
 
@@ -33,7 +37,7 @@ class VaultParking:
 
     def __init__(self, vault: Vault, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._vault, self._name, self._clock = vault, name, clock
-        self._last = clock()
+        self._next = clock() + PARK_EVERY_S
 
     def __repr__(self) -> str:
         return f"VaultParking({self._name!r})"
@@ -50,10 +54,12 @@ class VaultParking:
 
     def keep(self, parked: Callable[[], bytes]) -> None:
         """Seal what `parked` returns if the last time is long enough ago."""
-        if self._clock() - self._last < PARK_EVERY_S:
+        began = self._clock()
+        if began < self._next:
             return
         try:
             self._vault.seal(self._name, parked())
         except StorageError as error:
             log.warning("the round cannot be parked; training goes on", code=error.code, why=error.message)
-        self._last = self._clock()
+        ended = self._clock()
+        self._next = ended + max(PARK_EVERY_S, (ended - began) / LARGEST_SHARE)

@@ -33,6 +33,22 @@ def test_once_a_minute_sealed_and_found_again(tmp_path):
     assert b"state" not in (tmp_path / "sealed" / "study-step-1").read_bytes()
 
 
+def test_what_takes_long_is_parked_less_often(tmp_path):
+    vault, clock = Vault(tmp_path / "sealed", tmp_path / "local.key"), Clock()
+    parking = VaultParking(vault, "study-step-1", clock=clock)
+    began = []
+
+    def slow():
+        began.append(clock.now)
+        clock.now += 30.0
+        return b"state"
+
+    for _ in range(2_000):
+        clock.now += 1.0
+        parking.keep(slow)
+    assert began == [60.0, 690.0, 1320.0, 1950.0], "30 s in every 630"
+
+
 def test_a_full_disk_and_a_damaged_file_stop_no_training(tmp_path, monkeypatch):
     vault, clock = Vault(tmp_path / "sealed", tmp_path / "local.key"), Clock()
     parking = VaultParking(vault, "study-step-1", clock=clock)
@@ -41,12 +57,16 @@ def test_a_full_disk_and_a_damaged_file_stop_no_training(tmp_path, monkeypatch):
     (tmp_path / "sealed" / "study-step-1").write_bytes(b"damaged")
     assert parking.found() is None
 
+    tried = []
+
     def full(*_):
+        tried.append(clock.now)
         raise StorageError("file-not-written", "no space left on device", next_step="free some")
 
     monkeypatch.setattr(vault, "seal", full)
     clock.now = 200.0
     parking.keep(lambda: b"state")
+    assert tried == [200.0]
 
 
 def test_what_was_parked_goes_with_the_seed(tmp_path):
