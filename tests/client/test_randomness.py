@@ -10,7 +10,7 @@ import pytest
 
 from wardround_client import cli
 from wardround_client.openstudy import Training, torch_trainer
-from wardround_client.randomness import KeystreamRandomness, new_round_seed
+from wardround_client.randomness import BLOCK, KeystreamRandomness, new_round_seed
 
 
 def test_stream_is_aes_256_ctr():
@@ -49,6 +49,27 @@ def test_normal():
     grid = np.sort(values)[:: n // 200]
     expected = np.array([0.5 * (1 + erf(x / 2**0.5)) for x in grid])
     assert np.abs(expected - np.arange(len(grid)) * (n // 200) / n).max() < 1.95 / np.sqrt(n)
+
+
+def test_normal_is_box_and_muller_block_by_block():
+    """Against cosine and sine of the whole stream at once; the words are taken one after the other."""
+    n = 2 * BLOCK + 77
+    uniform = KeystreamRandomness(b"r" * 32).uniform
+    slow = np.zeros(n)
+    for _ in range(2):
+        radius, angle = np.sqrt(-2 * np.log1p(-uniform(n))), 2 * np.pi * uniform(n)
+        slow += radius * np.cos(angle) + radius * np.sin(angle)
+    fast = KeystreamRandomness(b"r" * 32).normal(n)
+    assert np.abs(fast - slow / 2).max() < 1e-14
+
+
+@pytest.mark.parametrize("word", [0, 1 << 62, 1 << 63, 3 << 62, 2**64 - 1])
+def test_normal_at_the_ends_of_its_words(word, monkeypatch):
+    """An angle of half a turn has an infinite tangent of its half, and the largest word the longest radius."""
+    randomness = KeystreamRandomness(bytes(32))
+    monkeypatch.setattr(randomness, "bytes", lambda n: np.full(n // 8, word, "<u8").tobytes())
+    radius, angle = np.sqrt(-2 * np.log1p(-(word >> 11) * 2.0**-53)), 2 * np.pi * (word >> 11) * 2.0**-53
+    assert randomness.normal(3) == pytest.approx(radius * (np.cos(angle) + np.sin(angle)), abs=1e-14)
 
 
 def test_tails_are_gaussian():
