@@ -114,3 +114,24 @@ def test_a_study_whose_file_is_torn_disturbs_no_other(shelf: StudyShelf, content
     with pytest.raises(ProtocolError):
         shelf.get("other")
     assert shelf.get("demo").study == whole
+
+
+def test_a_study_is_verified_again_only_when_its_file_changed(
+    shelf: StudyShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, real, verified = _propose(shelf), studies.open_proposed, []
+
+    def counting(envelope: Envelope, operator: str) -> Study:
+        verified.append(envelope)
+        return real(envelope, operator)
+
+    monkeypatch.setattr(studies, "open_proposed", counting)
+    assert [shelf.get("demo").study for _ in range(3)] == [study] * 3
+    assert len(verified) == 1
+    file = shelf.home.study("demo")
+    good = file.read_bytes()
+    file.write_bytes(good.replace(b'"signatures":[{"keyid":"', b'"signatures":[{"keyid":"x'))
+    assert shelf.all() == ()
+    file.write_bytes(good)
+    assert [proposal.study for proposal in shelf.all()] == [study]
+    assert len(verified) == 2
