@@ -25,7 +25,7 @@ import click
 import typer
 
 from wardround_common import __version__
-from wardround_common.errors import ConfigError, WardroundError
+from wardround_common.errors import ConfigError, WardroundError, memory_exhausted
 from wardround_common.output import Output
 from wardround_common.process import forbid_core_dumps
 
@@ -125,6 +125,8 @@ def run(call: Callable[[], object], *, as_json: bool = False) -> int:
         return 130
     except WardroundError as error:
         return _show(as_json, error, 2 if error.code == "role-not-installed" else error.exit_code)
+    except MemoryError:
+        return _show(as_json, memory_exhausted(), 1)
     except BrokenPipeError:
         # The reader (head, less) has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

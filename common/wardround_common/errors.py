@@ -84,3 +84,12 @@ class StorageError(WardroundError):
 
 class TrainingError(WardroundError):
     """The model or the training step cannot be run as agreed."""
+
+
+def memory_exhausted() -> StorageError:
+    """Return the error of a command for which this machine has too little memory."""
+    return StorageError(
+        "memory-exhausted",
+        "this machine has too little memory for that",
+        next_step="close other programs, or do it on a machine with more memory; nothing was changed",
+    )

@@ -31,6 +31,10 @@ def fake_role() -> typer.Typer:
         raise KeyError("patient 7")
 
     @role.command()
+    def starve() -> None:
+        raise MemoryError
+
+    @role.command()
     def code() -> None:
         raise typer.Exit(3)
 
@@ -145,6 +149,14 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_an_aborted_prompt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert wardround(monkeypatch, "server", "prompt") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+
+
+def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wardround(monkeypatch, "server", "starve") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: this machine has too little memory for that",
+        "next: close other programs, or do it on a machine with more memory; nothing was changed",
+    ]
 
 
 def test_a_bug_shows_no_value(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,12 +51,15 @@ def search(
     """
     rows = read_rows(LogFolder(folder), load_identity(identity), load_trust(trust_file))
     wanted = " ".join(query)
-    found = [row for row in rows if matches(row, wanted)]
-    out = Output(as_json=as_json)
-    for row in found:
-        out.say(_line(row))
-    out.say(f"{len(found)} entries; not verified here: run wardround audit verify")
-    out.result({"query": wanted, "entries": [row.as_json() for row in found]})
+    out, found, count = Output(as_json=as_json), [], 0
+    for row in rows:
+        if matches(row, wanted):
+            count += 1
+            out.say(_line(row))
+            if as_json:
+                found.append(row.as_json())
+    out.say(f"{count} entries; not verified here: run wardround audit verify")
+    out.result({"query": wanted, "entries": found})
 
 
 def epsilon(

@@ -18,8 +18,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal
 
 from wardround_common.audit.events import (
@@ -34,7 +34,7 @@ from wardround_common.audit.events import (
 )
 from wardround_common.audit.reader import Keyed, LogEntry, LogFolder, keyed_entries, open_keyed
 from wardround_common.audit.trust import Trust
-from wardround_common.errors import WardroundError
+from wardround_common.errors import WardroundError, memory_exhausted
 from wardround_common.privacy.mechanism import MECHANISM_TYPE
 from wardround_common.rounds import EQUIVOCATION_TYPE, UPDATE_HEADER_TYPE
 from wardround_common.secagg.documents import MASKED_HEADER_TYPE, SURVIVOR_SET_TYPE, SurvivorSet
@@ -44,7 +44,9 @@ from wardround_common.study import open_proposed
 PARALLEL_FROM = 4_096
 """Entries. Below, starting processes takes longer than the work."""
 
-_CHUNK = 1_024  # entries handed to a process at once: about 1 MB
+CHUNK_ENTRIES, CHUNK_BYTES = 1_024, 1 << 20
+"""What a process is handed at once, whichever is reached first: entries may be of a hundred bytes or of 64 kB."""
+
 _INLINE = frozenset({"kind", "v", "study", "round", "site"})
 
 SignatureState = Literal["", "valid", "invalid"]
@@ -87,12 +89,15 @@ def read_rows(folder: LogFolder, identity: Any, trust: Trust) -> Iterator[Row]:
 
     Raises:
         VerificationError: a file is missing or malformed.
+        StorageError: the system ended a process, as it does when memory runs out.
     """
-    keyed = keyed_entries(folder, identity)
-    first = list(islice(keyed, PARALLEL_FROM))
-    yield from (row_of(open_keyed(one), trust) for one in first)
-    if len(first) == PARALLEL_FROM:
-        yield from _in_parallel(keyed, trust)
+    chunks, here = _chunks(keyed_entries(folder, identity)), 0
+    for chunk in chunks:
+        yield from _rows(chunk, trust)
+        here += len(chunk)
+        if here >= PARALLEL_FROM:
+            break
+    yield from _in_parallel(chunks, trust)
 
 
 def row_of(entry: LogEntry, trust: Trust) -> Row:
@@ -121,18 +126,33 @@ def row_of(entry: LogEntry, trust: Trust) -> Row:
     )
 
 
-def _in_parallel(keyed: Iterator[Keyed], trust: Trust) -> Iterator[Row]:
+def _in_parallel(chunks: Iterator[list[Keyed]], trust: Trust) -> Iterator[Row]:
     """Yield rows in order; a bounded number of chunks is on its way at any time."""
     processes = min(os.cpu_count() or 1, 8)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting = []
-        while chunk := list(islice(keyed, _CHUNK)):
-            waiting.append(pool.submit(_rows, chunk, trust))
-            if len(waiting) > 2 * processes:
-                yield from waiting.pop(0).result()
-        for chunk_of_rows in waiting:
-            yield from chunk_of_rows.result()
+    try:
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            waiting = []
+            for chunk in chunks:
+                waiting.append(pool.submit(_rows, chunk, trust))
+                if len(waiting) > 2 * processes:
+                    yield from waiting.pop(0).result()
+            for chunk_of_rows in waiting:
+                yield from chunk_of_rows.result()
+    except BrokenProcessPool:
+        raise memory_exhausted() from None
+
+
+def _chunks(keyed: Iterator[Keyed]) -> Iterator[list[Keyed]]:
+    chunk, size = [], 0
+    for one in keyed:
+        chunk.append(one)
+        size += len(one.data)
+        if len(chunk) == CHUNK_ENTRIES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _rows(chunk: Sequence[Keyed], trust: Trust) -> list[Row]:

@@ -25,7 +25,7 @@ from wardround_common.audit.history import MAX_GAPS, collect
 from wardround_common.audit.reader import LogFolder, load_identity
 from wardround_common.audit.rows import read_rows
 from wardround_common.audit.trust import load_trust
-from wardround_common.errors import BudgetError, ConfigError, VerificationError
+from wardround_common.errors import BudgetError, ConfigError, StorageError, VerificationError
 from wardround_common.privacy.accountant import plan_price
 from wardround_common.privacy.mechanism import MECHANISM_TYPE, Evaluation
 from wardround_common.signing import Signature, sign_document
@@ -277,8 +277,30 @@ def test_rows_are_the_same_from_one_process_and_from_many(big, monkeypatch):
 
     alone = rows_of(big)
     monkeypatch.setattr(rows, "PARALLEL_FROM", 50)
-    monkeypatch.setattr(rows, "_CHUNK", 16)
+    monkeypatch.setattr(rows, "CHUNK_ENTRIES", 16)
     assert rows_of(big) == alone
+
+
+def test_a_process_that_the_system_ended(big, monkeypatch):
+    """As it does when memory runs out: no warning, no traceback."""
+    import os
+    import signal
+
+    from wardround_common.audit import rows
+
+    monkeypatch.setattr(rows, "PARALLEL_FROM", 50)
+    monkeypatch.setattr(rows, "CHUNK_ENTRIES", 16)
+    parent, real = os.getpid(), rows.row_of
+
+    def dies_elsewhere(entry, trust):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(entry, trust)
+
+    monkeypatch.setattr(rows, "row_of", dies_elsewhere)
+    with pytest.raises(StorageError) as caught:
+        rows_of(big)
+    assert caught.value.code == "memory-exhausted"
 
 
 # -- a study with a charged evaluation

@@ -159,6 +159,14 @@ def test_a_log_too_large_for_one_page(big, tmp_path, monkeypatch):
     assert len(data_of(html)["columns"]["time"]) == 100
 
 
+def test_a_log_of_long_entries_is_too_large_for_one_page(big, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MAX_CHARACTERS", 20_000)
+    with pytest.raises(WardroundError) as caught:
+        write(big, tmp_path / "r.html")
+    assert caught.value.code == "audit-report-too-large"
+    assert "--from" in caught.value.next_step
+
+
 def test_the_timeline_merges_equal_neighbours(big):
     rows = read_rows(LogFolder(big.folder), load_identity(big.identity), load_trust(big.trust))
     (study,) = collect(rows, load_trust(big.trust)).studies.values()

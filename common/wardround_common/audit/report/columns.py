@@ -26,6 +26,7 @@ class Columns:
     def __init__(self) -> None:
         self._tables: dict[str, dict[str, int]] = {"kind": {}, "site": {}, "study": {}, "segment": {}, "text": {}}
         self._columns: dict[str, list[int]] = {name: [] for name in (*self._tables, "time", "round", "signature")}
+        self.characters = 0  # of all different texts
 
     def add(self, row: Row) -> None:
         """Take the next row."""
@@ -38,6 +39,8 @@ class Columns:
         }
         for name, text in texts.items():
             table = self._tables[name]
+            if text not in table:
+                self.characters += len(text)
             self._columns[name].append(table.setdefault(text, len(table)))
         self._columns["time"].append(row.time)
         self._columns["round"].append(row.round)

@@ -40,6 +40,9 @@ from wardround_common.signing import fingerprint
 MAX_ROWS = 200_000
 """A page with more takes over 20 MB, a browser's patience and a small machine's memory; choose a part with --from."""
 
+MAX_CHARACTERS = 100_000_000
+"""Different texts of all rows; a study of 50 hospitals and 500 rounds has 10 million. A browser searches them all."""
+
 PROGRESS_EVERY = 1_000
 
 _TOPICS = {
@@ -85,7 +88,7 @@ def build_report(source: Source, report: LogReport, *, now: int, progress: Calla
         progress: called now and then with the number of entries read since the last call.
 
     Raises:
-        ConfigError: too many entries for one page.
+        ConfigError: too many or too long entries for one page.
         VerificationError: the folder cannot be read.
     """
     if report.size - source.start > MAX_ROWS:
@@ -122,11 +125,21 @@ def _gather(source: Source, progress: Callable[[int], None] | None) -> tuple[His
         collector.add(row)
         if row.index >= source.start:
             columns.add(hidden.row(row))
+            _require_room(columns)
         if progress and row.index % PROGRESS_EVERY == 0:
             progress(PROGRESS_EVERY)
     history = collector.finish()
     names = [study.name for study in history.studies.values()]
     return history, columns, redaction(set(source.redact), source.trust, names)
+
+
+def _require_room(columns: Columns) -> None:
+    if columns.characters > MAX_CHARACTERS:
+        raise ConfigError(
+            "audit-report-too-large",
+            f"the entries hold more than {MAX_CHARACTERS // 1_000_000} million characters, too much for one page",
+            next_step="list fewer of the newest ones with --from; export --format csv takes all",
+        )
 
 
 def _answers(report: LogReport, hidden: Redaction) -> list[dict[str, str]]:
