@@ -1,4 +1,4 @@
-"""What a process that holds keys tells the kernel about itself.
+"""What a process that holds keys tells the kernel about itself, and gives back to it.
 
 Rules.
 - No `wardround` process leaves a core file or can be dumped by a crash handler, and other processes of the
@@ -14,6 +14,13 @@ import resource
 import sys
 
 PR_SET_DUMPABLE = 4  # <linux/prctl.h>
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: after a rare peak, glibc keeps what fits between what is still in use."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a libc without it has its own way
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def forbid_core_dumps() -> None:

@@ -15,6 +15,7 @@ Source: privacy loss distributions, Koskela, Jälkö, Honkela 2020 (arXiv 1906.0
     3.2885
 """
 
+import importlib
 import itertools
 import math
 import threading
@@ -28,6 +29,7 @@ from wardround_common.privacy.composition import MIN_NOISE_MULTIPLIER, Compositi
 from wardround_common.privacy.crosscheck import epsilon_attacked, epsilon_rdp
 from wardround_common.privacy.lifetime import renyi_epsilon
 from wardround_common.privacy.mechanism import Adjacency, MechanismRecord, Unit
+from wardround_common.process import give_back_memory
 from wardround_common.study import Privacy
 
 MAX_EPSILON = 100.0
@@ -44,6 +46,7 @@ ATTACK_SLACK = 1e-3
 Beside = Mapping[tuple[float, float], int]
 """What runs beside the calibrated steps, as in `Composition.steps`."""
 
+_KEPT_TRANSFORMS = 16  # of each kind, by pocketfft (`CACHE_SIZE` in its source)
 _GRIDS = (1e-3, 1e-4)
 _DECIMALS = 10_000
 _FLOOR = int(MIN_NOISE_MULTIPLIER * _DECIMALS)
@@ -177,9 +180,12 @@ def _price_once(
             f"the plan's ε is about {upper.epsilon:.3g}, above {MAX_EPSILON:g}: it protects nobody",
             next_step="ask the operator for a study with more noise or fewer rounds",
         )
+    epsilon = _checked(composition, delta, upper.epsilon)
+    replaced = _checked(composition, delta, upper.replaced, replaced=True)
+    _forget_transforms()
     return Price(
-        epsilon=_checked(composition, delta, upper.epsilon),
-        epsilon_replaced=_checked(composition, delta, upper.replaced, replaced=True),
+        epsilon=epsilon,
+        epsilon_replaced=replaced,
         delta=delta,
         unit=composition.unit,
         adjacency=composition.adjacency,
@@ -223,6 +229,19 @@ def _epsilon_on_grid(composition: Composition, delta: float, grid: float, replac
         event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
         accountant.compose(event, count)
     return float(accountant.get_epsilon(delta))
+
+
+def _forget_transforms() -> None:
+    """Drop the tables that SciPy's FFT keeps for the last lengths, megabytes each; every number of steps has its own.
+
+    They cannot be asked to go, but short lengths take their places. A daemon prices once a round, for months.
+    """
+    fft = importlib.import_module("scipy.fft")  # SciPy has no types
+
+    for length in range(2, 2 + 2 * _KEPT_TRANSFORMS):
+        fft.irfft(fft.rfft([0.0] * length))
+        fft.ifft(fft.fft([0.0] * length))
+    give_back_memory()
 
 
 def _first_guess(quick_cost: Callable[[float], float], epsilon: float) -> int:
