@@ -171,9 +171,11 @@ def _session(studies: SiteStudies, connection: Connection, slot: SendSlot, *, as
 
     def on_state(state: SessionState) -> None:
         if state.phase == "away":
-            studies.board.show(phase="paused", message=state.text)
+            studies.board.away("paused", state.text)
         elif state.phase in ("connecting", "waiting"):
-            studies.board.show(phase="connecting", message=state.text)
+            studies.board.away("connecting", state.text)
+        elif state.phase == "connected":
+            studies.board.back()
 
     return Session(
         connection,

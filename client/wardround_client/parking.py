@@ -21,7 +21,7 @@ PARK_EVERY_S = 60.0
 """A minute is little to lose."""
 
 LARGEST_SHARE = 0.05
-"""Parking reads all tokens (its binding) and seals the adapter three times over (values and Adam's moments)."""
+"""Parking seals the adapter three times over (values and Adam's moments)."""
 
 log = get_logger("client.parking")
 

@@ -25,6 +25,7 @@ _DOING = {
     "training": "training",
     "sealing": "sealing the update",
     "sending": "sending the sealed update",
+    "opening": "helping to open the sum",
     "witnessing": "checking the audit trail",
     "done": "done: the study was released",
     "paused": "away",

@@ -37,6 +37,8 @@ Phase = Literal[
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
+_AWAY: tuple[Phase, ...] = ("connecting", "paused")
+
 
 class ClientStatus(Document):
     """The content of `state/status.json`."""
@@ -66,6 +68,21 @@ class StatusBoard:
         self._lock = threading.Lock()
         self._status = ClientStatus()
         self._written = 0.0
+        self._before = ClientStatus()  # while the line is down
+
+    def away(self, phase: Literal["connecting", "paused"], message: str) -> None:
+        """Show that there is no line to the server, and why; `back` shows again what was shown before."""
+        with self._lock:
+            if self._status.phase not in _AWAY:
+                self._before = self._status
+        self.show(phase=phase, message=message)
+
+    def back(self) -> None:
+        """Show that the line is there again; a work that went on meanwhile has said so itself."""
+        with self._lock:
+            away, before = self._status.phase in _AWAY, self._before
+        if away:
+            self.show(phase="waiting" if before.phase == "starting" else before.phase, message=before.message)
 
     def show(self, **changes: Any) -> None:
         """Change the named fields and write the file, at most every `MIN_INTERVAL_S` within a phase."""

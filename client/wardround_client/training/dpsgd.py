@@ -10,7 +10,8 @@ Rules.
 - A unit whose gradient is not finite contributes zero, and nothing tells.
 - Noise of standard deviation noise_multiplier x clip_norm is added once per step, to the whole sum,
   in float64; the divisor is the study's constant.
-- A micro-batch that fails (out of memory) leaves the sum as it was.
+- A micro-batch that fails (out of memory) leaves the sum as it was. Of a step that was given up nothing stays (`reset`):
+  in another step's sum its patients would count twice.
 Not done here: who is drawn (`sampling`), the optimiser (`optimiser`), the price
 (`wardround_common.privacy`).
 
@@ -79,6 +80,12 @@ class PrivateStep:
         """How many records' gradients fit into `GRADIENT_BYTES`."""
         values = sum(int(p.numel()) for p in self._parameters)
         return max(1, GRADIENT_BYTES // (4 * values))
+
+    def reset(self) -> None:
+        """Forget a step that was begun and given up."""
+        self._open = None
+        for total in self._sums:
+            total.zero_()
 
     def add(self, hidden: Tensor, batch: Batch, usable: Tensor, owners: Tensor, units: int, complete: bool) -> None:
         """Add one micro-batch.

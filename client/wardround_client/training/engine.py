@@ -17,6 +17,7 @@ Not done here: the budget (`ledger`), sealing state and updates.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -140,6 +141,7 @@ class Trainer:
                 record, or a device that failed.
         """
         self._require_complete(tensors)
+        self._step.reset()  # a failed attempt may have left it half done
         self._network.set_tensors(tensors)
         adam = Adam(
             self._network.trained,
@@ -150,7 +152,8 @@ class Trainer:
             adam.load(_decode_state(optimiser_state, self.trained))
         self._activations.fill(lambda done, total: progress(_percent(done, total)))
         steps = self._privacy.steps_per_round
-        park = Park(self._network, adam, randomness, parking, lambda: self._binding(tensors, optimiser_state, round_))
+        bound = cache(lambda: self._binding(tensors, optimiser_state, round_))  # it reads all tokens
+        park = Park(self._network, adam, randomness, parking, bound)
         for step in range(park.resume(steps), steps):
             progress(Progress(step=step, steps=steps, phase="training"))
             with device_errors():

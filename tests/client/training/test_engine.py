@@ -260,6 +260,40 @@ def test_a_record_that_never_fits_and_a_device_that_fails_are_typed_errors(bert)
         subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None)
 
 
+class _FailsOnce:
+    """Stands in for `Trainer._add`: the device fails at one micro-batch of the first step."""
+
+    def __init__(self, subject, at):
+        self.subject, self.honest, self.at, self.calls, self.between = subject, subject._add, at, 0, False
+
+    def __call__(self, part):
+        self.calls += 1
+        if self.calls == self.at:
+            self.between = self.subject._step._open is not None
+            raise torch.AcceleratorError("gone")
+        self.honest(part)
+
+
+def test_of_a_step_that_failed_half_way_nothing_stays(bert):
+    """Clipped sums that stay in a trainer would count in the next attempt: a patient twice, beyond the clip norm."""
+    spec = classification(unit="patient", records_per_unit=8, sample_rate=1.0, steps_per_round=1)
+    data = texts(24, units=[0] * 8 + [1] * 8 + [2, 2, 3, 3, 4, 4, 5, 6])
+    clean = trainer(bert, spec, data)
+    whole = _FailsOnce(clean, 0)
+    clean._add = whole
+    expected = clean.train_round(first_tensors(clean), 1, KeystreamRandomness(SEED), None)
+    between = set()
+    for at in range(1, whole.calls + 1):
+        subject = trainer(bert, spec, data)
+        subject._add = failing = _FailsOnce(subject, at)
+        with pytest.raises(TrainingError, match="accelerator"):
+            subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None)
+        again = subject.train_round(first_tensors(subject), 1, KeystreamRandomness(SEED), None)
+        assert delta_bytes(again) == delta_bytes(expected)
+        between.add(failing.between)
+    assert between == {True, False}, "also in the middle of a patient"
+
+
 @pytest.mark.parametrize("kind", ["classification", "instruction"])
 def test_checkpointing_changes_nothing(bert, llama, kind):
     folder, spec, data = (

@@ -7,6 +7,7 @@ import pytest
 from peers.tiny_models import classification, texts
 
 from wardround_client.randomness import KeystreamRandomness
+from wardround_client.training import engine
 from wardround_client.training.engine import Trainer
 from wardround_client.training.parking import Parked
 from wardround_client.training.runtime import Runtime
@@ -98,6 +99,15 @@ def test_a_trainer_that_lives_on_after_a_failed_device_goes_on(make):
 def test_parking_changes_nothing(make):
     spec, data = study(), texts(20)
     assert same(run(make(spec, data), parking=Lot()), run(make(spec, data)))
+
+
+def test_all_records_are_read_once_a_round_for_parking(make, monkeypatch):
+    read = []
+    real = engine.binding
+    monkeypatch.setattr(engine, "binding", lambda *started_from: read.append(1) or real(*started_from))
+    lot = Lot()
+    run(make(study(), texts(20)), parking=lot)
+    assert (lot.kept, len(read)) == (STEPS, 1)
 
 
 def steps_taken(subject, parked, **changes):
