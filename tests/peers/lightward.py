@@ -36,7 +36,7 @@ from wardround_client.transport.connection import Connection
 from wardround_common import cli
 from wardround_common.logging import configure_logging
 from wardround_common.study import Study
-from wardround_common.wire import settings
+from wardround_common.wire import limits, settings
 from wardround_server.app import serve_home
 from wardround_server.office import Office
 
@@ -175,6 +175,7 @@ def _stop_on_signals() -> threading.Event:
 
 def _scale_keepalive(seconds: float) -> None:
     """Find dead lines so many seconds after the last byte, and again as many for the answer."""
+    limits.KEEPALIVE_S = seconds  # or the server takes idle hospitals' pings for an attack
     names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
     scaled = dict.fromkeys(names, int(1000 * seconds))
     settings._SHARED = tuple((name, scaled.get(name, value)) for name, value in settings._SHARED)

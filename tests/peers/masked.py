@@ -1,7 +1,8 @@
 """A whole secure aggregation in memory: members, an honest server, and the places where a hostile one lies."""
 
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from wardround_common.documents import sha256_digest
 from wardround_common.rounds import BlobRef, RoundPlan
 from wardround_common.secagg.coordinator import Collection, KeyBook, Openings, ParcelBook
-from wardround_common.secagg.documents import SURVIVOR_SET_TYPE, SurvivorSet
+from wardround_common.secagg.documents import SURVIVOR_SET_TYPE, CarrierKey, SurvivorSet, signature_of
 from wardround_common.secagg.fixed import FixedPoint
+from wardround_common.secagg.frames import KeyEntry
+from wardround_common.secagg.keys import mask_keys
 from wardround_common.secagg.member import Masked, Member
 from wardround_common.secagg.rules import Rules, Segment, default_threshold
 from wardround_common.secagg.sums import RunningSum
@@ -99,6 +102,15 @@ class Ward:
 
     def sign(self, found: SurvivorSet) -> Envelope:
         return sign_document(found.to_bytes(), SURVIVOR_SET_TYPE, self.operator)
+
+    def resigned(self, entry: KeyEntry, round_: int) -> KeyEntry:
+        """Return the entry as its member would have signed it."""
+        name = self.names[entry.index]
+        if entry.carrier_key:
+            carrier = CarrierKey(study=self.rules.study, site=name, key=entry.carrier_key)
+            fingerprint = hashlib.sha256(entry.carrier_key).digest()
+            entry = replace(entry, carrier=fingerprint, carrier_signature=signature_of(carrier, self.keys[name]))
+        return replace(entry, signature=signature_of(mask_keys(self.rules, round_, entry), self.keys[name]))
 
     # -- the steps of an honest server
 

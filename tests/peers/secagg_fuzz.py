@@ -235,6 +235,10 @@ def subjects() -> list[Subject]:
     def decoder(kind: Any) -> Callable[[bytes], object]:
         return lambda data: kind.decode(data, members=N)
 
+    def resign_keys(data: bytes) -> bytes:
+        frame = KeyList.decode(data, members=N)
+        return replace(frame, entries=tuple(ward.resigned(entry, frame.round) for entry in frame.entries)).encode()
+
     def resign_parcels(data: bytes) -> bytes:
         frame = ParcelSet.decode(data, members=N)
         body = "sha256:" + hashlib.sha256(frame.body).hexdigest()
@@ -256,8 +260,8 @@ def subjects() -> list[Subject]:
 
     replies = {name: ward.members[name].open(request) for name in ward.names[2:]}
     made = [
-        ("key-list", KeyList, key_list, member(before_share, lambda d: ward.members[site].share(1, d)), None),
-        ("offer", KeyList, offer, lambda d: KeyBook(rules=ward.rules, round=1).add(other, d), None),
+        ("key-list", KeyList, key_list, member(before_share, lambda d: ward.members[site].share(1, d)), resign_keys),
+        ("offer", KeyList, offer, lambda d: KeyBook(rules=ward.rules, round=1).add(other, d), resign_keys),
         ("parcels", ParcelSet, sent, lambda d: ParcelBook(rules=ward.rules, keys=keys).add(other, d), resign_parcels),
         ("kit", Kit, kit, member(before_mask, lambda d: ward.members[site].mask(ward.plan(1), d, updates[site])), None),
         ("request", OpenRequest, request, member(before_open, lambda d: ward.members[site].open(d)), None),

@@ -42,8 +42,16 @@ _PKCS8 = bytes.fromhex("3034020100300d060b2b0601040183e62d81c87a0420")
 _BEGIN, _END = b"-----BEGIN PRIVATE KEY-----\n", b"-----END PRIVATE KEY-----\n"
 
 
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(32))
+"""Any scalar finds a point of small order (RFC 7748, section 6.1): clamped, it is a multiple of 8. It is no secret."""
+
+
 class WrapBroken(Exception):
     """The wrapped key does not open; callers turn it into their own error."""
+
+
+class KeyUnusable(Exception):
+    """Nothing can be wrapped for this public key; callers turn it into their own error."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,30 @@ def wrap(secret: bytes, public_text: str, info: bytes) -> bytes:
     """Return `secret` sealed to the public key in base64, `len(secret) + OVERHEAD` bytes.
 
     Raises:
-        VerificationError: not an X-Wing public key.
+        VerificationError: not a usable X-Wing public key.
     """
-    return _SUITE.encrypt(secret, _parse_public(public_text), info)
+    try:
+        public = _parse(base64.b64decode(public_text, validate=True))
+    except ValueError:
+        raise VerificationError(
+            "update-key-malformed",
+            "the study's update key is not an X-Wing public key",
+            next_step="do not approve the study; ask the operator to propose it again",
+        ) from None
+    return _SUITE.encrypt(secret, public, info)
+
+
+def require_usable(public: bytes) -> None:
+    """Return if something can be wrapped for this public key of `PUBLIC` bytes.
+
+    Raises:
+        KeyUnusable: another length, coefficients that ML-KEM does not have, or a point of small order on the curve,
+            whose shared secret everybody knows.
+    """
+    try:
+        _parse(public)
+    except ValueError:
+        raise KeyUnusable from None
 
 
 def unwrap(wrapped: bytes, key: PrivateKey, info: bytes) -> bytes:
@@ -115,16 +144,10 @@ def unwrap(wrapped: bytes, key: PrivateKey, info: bytes) -> bytes:
         raise WrapBroken from None
 
 
-def _parse_public(text: str) -> MLKEM768X25519PublicKey:
-    try:
-        raw = base64.b64decode(text, validate=True)
-        if len(raw) != PUBLIC:
-            raise ValueError("length")
-        lattice = MLKEM768PublicKey.from_public_bytes(raw[: PUBLIC - 32])
-        return MLKEM768X25519PublicKey(lattice, X25519PublicKey.from_public_bytes(raw[PUBLIC - 32 :]))
-    except ValueError:
-        raise VerificationError(
-            "update-key-malformed",
-            "the study's update key is not an X-Wing public key",
-            next_step="do not approve the study; ask the operator to propose it again",
-        ) from None
+def _parse(public: bytes) -> MLKEM768X25519PublicKey:
+    if len(public) != PUBLIC:
+        raise ValueError("length")
+    lattice = MLKEM768PublicKey.from_public_bytes(public[: PUBLIC - 32])
+    curve = X25519PublicKey.from_public_bytes(public[PUBLIC - 32 :])
+    _PROBE.exchange(curve)
+    return MLKEM768X25519PublicKey(lattice, curve)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from wardround_common.envelope.hpke import PrivateKey
+from wardround_common.envelope.hpke import KeyUnusable, PrivateKey, require_usable
 from wardround_common.errors import VerificationError
 from wardround_common.secagg.derive import digest, public_bytes, sha256_text
 from wardround_common.secagg.documents import CarrierKey, MaskKeys, require_signature, signature_of
@@ -53,10 +53,10 @@ def mask_keys(rules: Rules, round_: int, entry: KeyEntry) -> MaskKeys:
 
 
 def verified(rules: Rules, round_: int, entry: KeyEntry) -> PeerKeys:
-    """Return the entry's keys after both signatures held.
+    """Return the entry's keys after both signatures held and both keys were found usable.
 
     Raises:
-        VerificationError: they do not hold for this member, study and round.
+        VerificationError: they do not hold for this member, study and round, or nothing can be wrapped for them.
     """
     site, identity = rules.names[entry.index], rules.identities[entry.index]
     document = mask_keys(rules, round_, entry)
@@ -69,6 +69,7 @@ def verified(rules: Rules, round_: int, entry: KeyEntry) -> PeerKeys:
         raise keys_invalid(f"{site} did not sign them for this study and round") from None
     if entry.carrier_key and hashlib.sha256(entry.carrier_key).digest() != entry.carrier:
         raise keys_invalid(f"the carrier key of {site} is not the one that it signed")
+    _require_usable(entry, site)
     return PeerKeys(
         index=entry.index,
         document=digest(document),
@@ -76,6 +77,15 @@ def verified(rules: Rules, round_: int, entry: KeyEntry) -> PeerKeys:
         carrier=entry.carrier,
         carrier_key=entry.carrier_key,
     )
+
+
+def _require_usable(entry: KeyEntry, site: str) -> None:
+    for kind, public in (("mask", entry.mask_key), ("carrier", entry.carrier_key)):
+        try:
+            if public:
+                require_usable(public)
+        except KeyUnusable:
+            raise keys_invalid(f"the {kind} key of {site} is no usable X-Wing key") from None
 
 
 def key_set(rules: Rules, keys: KeyList) -> bytes:

@@ -68,6 +68,32 @@ def test_substituted_keys_are_refused_before_anything_is_shared() -> None:
     assert ward.stores[ward.names[0]].items == before
 
 
+UNUSABLE = {
+    "point zero": lambda key: key[:-32] + bytes(32),
+    "point of order 8": lambda key: (
+        key[:-32]
+        + bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")  # RFC 7748's curve
+    ),
+    "lattice": lambda key: b"\xff" * 1184 + key[-32:],
+}
+
+
+@pytest.mark.parametrize("kind", ["mask_key", "carrier_key"])
+@pytest.mark.parametrize("how", UNUSABLE)
+def test_keys_for_which_nothing_can_be_wrapped_leave_their_sender_out(kind: str, how: str) -> None:
+    """A low-order point would make the shared secret known to all; the library refuses it with a bare ValueError."""
+    ward = Ward(n=3)
+    listed = KeyList.decode(ward.key_book(1).list_for("site-000"), members=3)
+    bad = ward.resigned(replace(listed.entries[1], **{kind: UNUSABLE[how](getattr(listed.entries[1], kind))}), 1)
+    with pytest.raises(VerificationError, match="of site-001 is no usable") as info:
+        KeyBook(rules=ward.rules, round=1).add("site-001", KeyList(round=1, entries=(bad,)).encode())
+    assert code(info) == "secagg-keys-invalid"
+    shown = KeyList(round=1, entries=(listed.entries[0], bad, listed.entries[2])).encode()
+    with pytest.raises(VerificationError, match="of site-001 is no usable") as info:
+        ward.members["site-000"].share(1, shown)
+    assert code(info) == "secagg-keys-invalid"
+
+
 def test_ones_own_keys_cannot_be_replaced() -> None:
     ward = Ward(n=3)
     book = ward.key_book(1)
