@@ -10,8 +10,8 @@ Rules.
 - A unit whose gradient is not finite contributes zero, and nothing tells.
 - Noise of standard deviation noise_multiplier x clip_norm is added once per step, to the whole sum,
   in float64; the divisor is the study's constant.
-- A micro-batch that fails (out of memory) leaves the sum as it was. Of a step that was given up nothing stays (`reset`):
-  in another step's sum its patients would count twice.
+- A micro-batch that fails (out of memory) leaves the sum as it was. Of a step that was given up nothing stays
+  (`reset`): in another step's sum its patients would count twice.
 Not done here: who is drawn (`sampling`), the optimiser (`optimiser`), the price
 (`wardround_common.privacy`).
 
