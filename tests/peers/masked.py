@@ -51,6 +51,15 @@ class Crash(Exception):
     """The process died."""
 
 
+def resigned(rules: Rules, entry: KeyEntry, round_: int, key: Ed25519PrivateKey) -> KeyEntry:
+    """Return the entry as the member that has `key` would have signed it."""
+    if entry.carrier_key:
+        carrier = CarrierKey(study=rules.study, site=rules.names[entry.index], key=entry.carrier_key)
+        fingerprint = hashlib.sha256(entry.carrier_key).digest()
+        entry = replace(entry, carrier=fingerprint, carrier_signature=signature_of(carrier, key))
+    return replace(entry, signature=signature_of(mask_keys(rules, round_, entry), key))
+
+
 @dataclass(kw_only=True)
 class Ward:
     """n members of one study and the operator's key."""
@@ -105,12 +114,7 @@ class Ward:
 
     def resigned(self, entry: KeyEntry, round_: int) -> KeyEntry:
         """Return the entry as its member would have signed it."""
-        name = self.names[entry.index]
-        if entry.carrier_key:
-            carrier = CarrierKey(study=self.rules.study, site=name, key=entry.carrier_key)
-            fingerprint = hashlib.sha256(entry.carrier_key).digest()
-            entry = replace(entry, carrier=fingerprint, carrier_signature=signature_of(carrier, self.keys[name]))
-        return replace(entry, signature=signature_of(mask_keys(self.rules, round_, entry), self.keys[name]))
+        return resigned(self.rules, entry, round_, self.keys[self.names[entry.index]])
 
     # -- the steps of an honest server
 

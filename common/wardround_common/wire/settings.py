@@ -18,9 +18,10 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "PSK-AES128-CBC-SHA"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # Empty, not unset: gRPC would otherwise honour no_proxy and bypass the proxy that client.toml names.
 os.environ["no_grpc_proxy"] = ""  # noqa: SIM112
-# Flower phones home unless told otherwise; set here because both adapters import Flower after this.
+# Flower and Hugging Face's hub client phone home unless told otherwise; set here because both are imported after this.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 Options = tuple[tuple[str, str | int], ...]
 

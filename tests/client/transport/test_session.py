@@ -417,6 +417,7 @@ def test_the_transport_imports_neither_torch_nor_opacus():
         "import sys, wardround_client.transport.session, wardround_client.enrolment, os\n"
         "assert not {'torch', 'opacus', 'peft', 'transformers'} & sys.modules.keys()\n"
         "assert os.environ['FLWR_TELEMETRY_ENABLED'] == '0' and os.environ['FLWR_DISABLE_UPDATE_CHECK'] == '1'\n"
+        "assert os.environ['HF_HUB_DISABLE_TELEMETRY'] == '1'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Message
+from peers.masked import resigned
 from peers.masked_federation import Handle, Hospital, MaskedWorld
 
 from wardround_common.adapter import encode_tensors
@@ -32,6 +34,7 @@ from wardround_common.rounds import (
     Shared,
 )
 from wardround_common.secagg.documents import MASKED_HEADER_TYPE, SURVIVOR_SET_TYPE, MaskedHeader, SurvivorSet
+from wardround_common.secagg.frames import KeyList
 from wardround_common.secagg.kept import load_round
 from wardround_common.secagg.recompute import opened_mean
 from wardround_common.signing import sign_document
@@ -297,11 +300,19 @@ def test_a_vector_that_is_not_the_signed_one_excludes_and_names_its_sender(
 
 REPLY_FAULTS = {
     "keys of another member": ("query.secagg_keys", "keys", "invalid"),
+    "keys for which nothing can be wrapped": ("query.secagg_keys", "keys", "invalid"),
     "no shares": ("query.secagg_share", "shares", "malformed"),
     "another blob": ("query.secagg_share", "shares", "malformed"),
     "no frame": ("query.unmask", "opening", "malformed"),
     "an unfounded report": ("query.unmask", "opening", "invalid"),
 }
+
+
+def _with_a_point_of_small_order(world: MaskedWorld, site: str) -> bytes:
+    member, n = world.hospitals[site].open.require_masking().member, len(world.cast.members)
+    (entry,) = KeyList.decode(member.offer(1), members=n).entries
+    bad = replace(entry, carrier_key=entry.carrier_key[:-32] + bytes(32))
+    return KeyList(round=1, entries=(resigned(member._rules, bad, 1, world.hospitals[site].key),)).encode()
 
 
 @pytest.mark.parametrize("fault", REPLY_FAULTS)
@@ -313,6 +324,8 @@ def test_a_reply_that_does_not_hold_is_not_used_and_logged(new_world: Callable[.
     def lie(document: bytes, blobs: tuple[BlobRef, ...]) -> tuple[Document, tuple[BlobRef, ...]]:
         if fault == "keys of another member":
             return KeysOffered(keys=world.hospitals["trauma"].open.require_masking().member.offer(1)), ()
+        if fault == "keys for which nothing can be wrapped":
+            return KeysOffered(keys=_with_a_point_of_small_order(world, "general")), ()
         if fault == "no shares":
             return Shared(), ()
         if fault == "another blob":
