@@ -11,6 +11,7 @@ from wardround_client.gate import Gate
 from wardround_common.documents import sha256_digest
 from wardround_common.errors import PolicyError, ProtocolError, VerificationError, WardroundError
 from wardround_common.policy import POLICY_APPROVAL_TYPE, Approval
+from wardround_common.rounds import BlobRef
 from wardround_common.signing import Envelope, sign_document
 from wardround_common.study import STUDY_TYPE
 
@@ -113,6 +114,15 @@ def test_plan_outside_the_study_is_refused(bench: Bench, attack: str):
     with pytest.raises(ProtocolError) as caught:
         bench.gate.admit_plan(bench.study, bench.plan(**changes), bench.agreed())
     assert caught.value.code == code
+
+
+def test_a_second_plan_from_another_adapter_than_the_witnessed_one_is_refused(bench: Bench):
+    """A server that sends the others an adapter which suppresses their gradients would read one member from the sum."""
+    agreed = bench.agreed(1, 10, RESULT)
+    for other in (bench.plan().adapter, BlobRef(digest=sha256_digest(b"suppressing"), length=RESULT.length)):
+        with pytest.raises(ProtocolError) as caught:
+            bench.gate.admit_plan(bench.study, bench.plan(2).model_copy(update={"adapter": other}), agreed)
+        assert caught.value.code == "plan-wrong-adapter"
 
 
 def test_a_plan_after_the_studys_hours_is_refused(bench: Bench):

@@ -8,6 +8,7 @@ from peers.studies import REVIEWER, Cast, cosigned, make_study
 from pydantic import ValidationError
 
 from wardround_common.errors import ProtocolError, VerificationError
+from wardround_common.secagg.rules import SecureAggregation
 from wardround_common.signing import public_key_text, sign_document
 from wardround_common.study import (
     STUDY_TYPE,
@@ -16,6 +17,7 @@ from wardround_common.study import (
     Reviewer,
     Study,
     Task,
+    UpdateProtection,
     open_cosigned,
     open_proposed,
 )
@@ -161,3 +163,11 @@ def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(ProtocolError) as caught:
         Study.from_bytes(data)
     assert caught.value.code == "document-invalid"
+
+
+def test_two_members_cannot_mask() -> None:
+    """Each would learn the other's update from the sum; with one key holder of two there is nothing to protect."""
+    two = Cast(members={site: key for site, key in CAST.members.items() if site != "general"})
+    assert make_study(two).protection is UpdateProtection.HPKE
+    with pytest.raises(ValidationError, match="three members"):
+        make_study(two, protection=UpdateProtection.SECAGG, secagg=SecureAggregation(threshold=2))
