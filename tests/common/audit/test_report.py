@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peers.big_log import make_big_log, make_unstarted_log
+from peers.studies import Cast, make_study
 from typer.testing import CliRunner
 
 from wardround_common.audit import rows as rows_module
@@ -24,8 +26,10 @@ from wardround_common.audit.rows import read_rows
 from wardround_common.audit.search import matches
 from wardround_common.audit.trust import load_trust
 from wardround_common.errors import WardroundError
+from wardround_common.plain_words import explain
 from wardround_common.privacy.mechanism import Evaluation
-from wardround_common.signing import fingerprint
+from wardround_common.signing import fingerprint, public_key_text
+from wardround_common.study import Cohort, Member
 
 CHROMIUM = shutil.which("chromium")
 
@@ -344,3 +348,14 @@ def test_it_tells_what_hospitals_measured_and_what_it_cost(tmp_path):
 
 def test_a_study_without_an_evaluation_has_no_such_table(html):
     assert "What hospitals measured" not in html
+
+
+@pytest.mark.parametrize("members", [3, 5])
+def test_every_sentence_of_the_study_has_a_heading(members):
+    """Also where some hospitals may vanish: that sentence begins with a number."""
+    cohort = {"colluders": 0, "min_cohort": 3, "witness_quorum": members}
+    cast = Cast(members={f"site-{n}": Ed25519PrivateKey.generate() for n in range(members)})
+    named = tuple(Member(name=n, identity=public_key_text(k.public_key())) for n, k in cast.members.items())
+    found = [page._topic(sentence) for sentence in explain(make_study(cast, cohort=Cohort(members=named, **cohort)))]
+    assert all(0 < len(heading) < 30 and text for heading, text in found), found
+    assert [text for heading, text in found if heading == "If one is away"]

@@ -47,7 +47,6 @@ PROGRESS_EVERY = 1_000
 
 _TOPICS = {
     "Study ": "Study",
-    "No hospital may vanish": "If one is away",
     "What leaves": "Leaves a hospital",
     "Audit trail": "Audit trail",
     "Protection ": "Protection",
@@ -200,9 +199,11 @@ def _sentences(study: StudyHistory, hidden: Redaction) -> list[tuple[str, str]]:
 
 def _topic(sentence: str) -> tuple[str, str]:
     """Return ("Privacy", "The whole plan …") for "Privacy: the whole plan …"."""
+    if " may vanish" in sentence.partition(":")[0]:  # "No hospital …" or "2 of the 5 hospitals …"
+        return "If one is away", sentence
     for start, topic in _TOPICS.items():
         if sentence.startswith(start):
-            text = sentence if topic in ("Study", "If one is away") else sentence.partition(": ")[2]
+            text = sentence if topic == "Study" else sentence.partition(": ")[2]
             return topic, text[:1].upper() + text[1:]
     topic, _, text = sentence.partition(": ")
     return topic, text if topic == "Members" else text[:1].upper() + text[1:]  # a hospital keeps its name
